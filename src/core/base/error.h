@@ -37,7 +37,7 @@ class InternalError : public std::logic_error {
 template <typename... Args>
 std::string str(const Args&... args) {
   std::ostringstream out;
-  (out << ... << args);
+  static_cast<void>((out << ... << args));
   return out.str();
 }
 
