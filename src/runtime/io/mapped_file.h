@@ -1,0 +1,26 @@
+// A whole file mapped read-only: opening costs nothing, pages come in when they are first read.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+namespace longtake {
+
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path);  // throws Error (kInput) naming path and reason
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace longtake

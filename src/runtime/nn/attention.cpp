@@ -1,0 +1,97 @@
+#include "nn/attention.h"
+
+#include <cmath>
+
+#include "attention/attend.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+
+namespace longtake {
+namespace {
+
+// Projection, then norm and rotation where wanted: summed, normalised and rotated in f32, rounded
+// to the compute dtype once.
+View project(Context& ctx, const Attention& layer, const LinearWeight& weight, View h, View norm,
+             const RopeTable* rope) {
+  const Shape flat{h.dim(0), layer.dim()};
+  const Shape heads{h.dim(0), layer.num_heads, layer.head_dim};
+  const View out = ctx.workspace().take(weight.compute_dtype(), heads);
+  if (norm.empty() && rope == nullptr) {
+    linear(ctx, h, weight, Activation::kNone, out.reshape(flat));
+    return out;
+  }
+  const Workspace::Scope scope(ctx.workspace());
+  const View wide = ctx.workspace().take(DType::kF32, flat);
+  linear(ctx, h, weight, Activation::kNone, wide);
+  if (!norm.empty()) rms_norm(ctx, wide, norm, layer.eps, rope ? wide : out.reshape(flat));
+  if (rope != nullptr) longtake::rope(ctx, wide.reshape(heads), rope->cos, rope->sin, out);
+  return out;
+}
+
+// out = o(attend(q, kv)).
+void attend_and_project(Context& ctx, const Attention& layer, View q, const KvView& kv, View out) {
+  const View mixed = ctx.workspace().take(layer.o->compute_dtype(), q.shape());
+  attend(ctx, q, kv, layer.scale(), mixed);
+  linear(ctx, mixed.reshape({q.dim(0), layer.dim()}), *layer.o, Activation::kNone, out);
+}
+
+}  // namespace
+
+void Attention::list(WeightTable& table, const std::string& name, bool with_norms, DType compute) {
+  table.linear(name + ".q", dim(), dim(), compute, q);
+  table.linear(name + ".k", dim(), dim(), compute, k);
+  table.linear(name + ".v", dim(), dim(), compute, v);
+  table.linear(name + ".o", dim(), dim(), compute, o);
+  if (!with_norms) return;
+  table.tensor(name + ".norm_q.weight", {dim()}, norm_q);
+  table.tensor(name + ".norm_k.weight", {dim()}, norm_k);
+}
+
+float Attention::scale() const {
+  return 1.0F / std::sqrt(static_cast<float>(head_dim));
+}
+
+View Attention::queries(Context& ctx, View h, const RopeTable* rope) const {
+  return project(ctx, *this, *q, h, norm_q, rope);
+}
+
+View Attention::keys(Context& ctx, View h, const RopeTable* rope) const {
+  return project(ctx, *this, *k, h, norm_k, rope);
+}
+
+View Attention::values(Context& ctx, View h) const {
+  return project(ctx, *this, *v, h, View(), nullptr);
+}
+
+void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
+                    KvCache& cache, std::optional<ChunkPosition> commit, View out) {
+  const Workspace::Scope scope(ctx.workspace());
+  const View q = layer.queries(ctx, h, &rope);
+  const View k = layer.keys(ctx, h, &rope);
+  const View v = layer.values(ctx, h);
+  cache.set_current(ctx, k, v);
+  attend_and_project(ctx, layer, q, cache.view(), out);
+  if (commit) cache.commit(ctx, k, v, *commit);
+}
+
+void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
+                 KvCache& cache, ChunkPosition position) {
+  const Workspace::Scope scope(ctx.workspace());
+  const View k = layer.keys(ctx, h, &rope);
+  const View v = layer.values(ctx, h);
+  cache.commit(ctx, k, v, position);
+}
+
+void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out) {
+  const Workspace::Scope scope(ctx.workspace());
+  attend_and_project(ctx, layer, layer.queries(ctx, h, nullptr), pages.view(), out);
+}
+
+void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {
+  const Workspace::Scope scope(ctx.workspace());
+  const View q = layer.queries(ctx, h, &rope);
+  const KvPages pages(ctx, layer.keys(ctx, h, &rope), layer.values(ctx, h));
+  attend_and_project(ctx, layer, q, pages.view(), out);
+}
+
+}  // namespace longtake

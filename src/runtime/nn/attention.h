@@ -1,0 +1,58 @@
+// Attention layers with weights: projections, norms of q and k, RoPE, and where the keys come from.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "device/context.h"
+#include "kv/cache.h"
+#include "nn/weight_table.h"
+#include "ops/linear.h"
+#include "tensor/tensor.h"
+
+namespace longtake {
+
+// Rotation of every token: cos, sin [L, D / 2] f32, shared by heads and layers.
+struct RopeTable {
+  Tensor cos;
+  Tensor sin;
+};
+
+struct Attention {
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  float eps = 0;
+  std::optional<LinearWeight> q, k, v, o;
+  Tensor norm_q, norm_k;  // [dim] f32; empty: q and k are not normalised
+
+  // Lists the tensors of `name`.{q,k,v,o} and, if wanted, `name`.norm_{q,k}.
+  void list(WeightTable& table, const std::string& name, bool with_norms, DType compute);
+
+  int64_t dim() const { return num_heads * head_dim; }
+
+  float scale() const;  // of the logits: 1 / sqrt(head_dim)
+
+  // h [L, dim] in the compute dtype -> [L, N, D] of the compute dtype in the workspace, valid until
+  // the caller's Workspace::Scope ends. `rope` may be nullptr.
+  View queries(Context& ctx, View h, const RopeTable* rope) const;
+  View keys(Context& ctx, View h, const RopeTable* rope) const;
+  View values(Context& ctx, View h) const;
+};
+
+// out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values
+// become the cache's current ones; with `commit` they join its history afterwards.
+void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
+                    KvCache& cache, std::optional<ChunkPosition> commit, View out);
+
+// Only the keys and values of a clean chunk join the history: all that a last layer must do.
+void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
+                 KvCache& cache, ChunkPosition position);
+
+// out = o(attend(q, pages)) over a fixed set of keys, without RoPE on the queries: the prompt's.
+void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out);
+
+// Every token attends to every token, with RoPE: a text encoder's.
+void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out);
+
+}  // namespace longtake

@@ -1,0 +1,77 @@
+#include "pipeline/rollout.h"
+
+#include "base/philox.h"
+#include "ops/elementwise.h"
+#include "pipeline/schedule.h"
+
+namespace longtake {
+
+Rollout::Rollout(Context& ctx, const world::Model& model, View text, CacheOptions memory,
+                 int64_t num_steps)
+    : model_(model), place_(model.transformer.make_place(ctx)) {
+  const auto& sampler = model.config.sampler;
+  const auto& sizes = model.config.transformer;
+  noise_levels_ = noise_levels(num_steps > 0 ? num_steps : sampler.num_steps, sampler.shift);
+  for (const double t : noise_levels_) levels_.push_back(model.transformer.level(ctx, t));
+  memory.dtype = model.compute;
+  memory.num_heads = sizes.num_heads;
+  memory.head_dim = sizes.head_dim;
+  memory.tokens_per_frame = sizes.frame_tokens();
+  for (int64_t n = 0; n < sizes.num_layers; ++n) caches_.push_back(make_cache(ctx, memory));
+  const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
+  velocity_ = Tensor(ctx.device(), DType::kF32, latent);
+  noise_ = Tensor(ctx.device(), DType::kF32, latent);
+  set_text(ctx, text);
+}
+
+void Rollout::set_text(Context& ctx, View text) {
+  text_ = model_.transformer.text_keys(ctx, text);
+}
+
+void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
+  const auto pixels = static_cast<double>(model_.config.transformer.token_pixels());
+  frame_ = frame;
+  model_.transformer.set_place(ctx, static_cast<double>(x) / pixels,
+                               static_cast<double>(y) / pixels, frame, place_);
+}
+
+void Rollout::denoise(Context& ctx, uint64_t seed, View z, const world::LayerObserver& observer) {
+  const auto frame = static_cast<uint32_t>(frame_);
+  fill_normal(seed, frame, 0, z.data<float>(), z.numel());
+  for (int64_t step = 0; step < num_steps(); ++step) {
+    velocity(ctx, step, z, velocity_, observer);
+    const double t = noise_levels_[static_cast<size_t>(step)];
+    const double next = noise_levels_[static_cast<size_t>(step) + 1];
+    if (model_.config.sampler.type == world::SamplerType::kOde || step + 1 == num_steps()) {
+      axpby(ctx, 1, z, static_cast<float>(next - t), velocity_, z);
+      continue;
+    }
+    // Clean estimate z - t v, noised afresh to the next level.
+    fill_normal(seed, frame, static_cast<uint32_t>(step + 1), noise_.data<float>(), noise_.numel());
+    axpby(ctx, 1, z, static_cast<float>(-t), velocity_, z);
+    axpby(ctx, static_cast<float>(1 - next), z, static_cast<float>(next), noise_, z);
+  }
+}
+
+void Rollout::velocity(Context& ctx, int64_t step, View z, View out,
+                       const world::LayerObserver& observer) {
+  model_.transformer.velocity(ctx, z, levels_[static_cast<size_t>(step)], place_, text_, caches_,
+                              out, observer);
+}
+
+void Rollout::remember(Context& ctx, View z, const world::LayerObserver& observer) {
+  model_.transformer.commit(ctx, z, levels_.back(), place_, text_, caches_, {frame_, 1}, observer);
+}
+
+double Rollout::density() const {
+  const auto& sizes = model_.config.transformer;
+  const auto own = static_cast<double>(sizes.frame_tokens());
+  const double dense = own * static_cast<double>(frame_ + 1);
+  double attended = 0;
+  for (const auto& cache : caches_)
+    attended += own + static_cast<double>(cache->total_entries()) /
+                          static_cast<double>(sizes.num_heads);
+  return attended / (dense * static_cast<double>(caches_.size()));
+}
+
+}  // namespace longtake

@@ -1,0 +1,160 @@
+#include "pipeline/session.h"
+
+#include <istream>
+#include <limits>
+#include <sstream>
+#include <streambuf>
+#include <vector>
+
+#include "base/error.h"
+#include "io/safetensors.h"
+
+namespace longtake {
+namespace {
+
+CacheOptions cache_options(const SessionOptions& options, const world::Config& config) {
+  CacheOptions out;
+  out.memory = options.memory;
+  out.sink_frames = options.sink_frames;
+  out.window_frames = options.window_frames;
+  out.reserve_tokens = options.expected_frames * config.transformer.frame_tokens();
+  return out;
+}
+
+// Reads bytes where they lie.
+class ViewStream : private std::streambuf, public std::istream {
+ public:
+  explicit ViewStream(View view) : std::istream(static_cast<std::streambuf*>(this)) {
+    char* begin = reinterpret_cast<char*>(view.raw());
+    setg(begin, begin, begin + view.bytes());
+  }
+};
+
+}  // namespace
+
+Session::Session(Context& ctx, const world::Model& model, const SessionOptions& options)
+    : ctx_(ctx),
+      model_(model),
+      options_(options),
+      rollout_(ctx, model, encode_prompt(), cache_options(options, model.config),
+               options.num_steps) {
+  const auto& sizes = model.config.transformer;
+  const Shape frame{sizes.frame_height(), sizes.frame_width(), 3};
+  latent_ = Tensor(ctx.device(), DType::kF32,
+                   {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
+  pixels_ = Tensor(ctx.device(), DType::kF32, frame);
+  rgb_ = Tensor(ctx.device(), DType::kU8, frame);
+  options_.num_steps = rollout_.num_steps();
+}
+
+Tensor Session::encode_prompt() const {
+  if (options_.prompt.find_first_not_of(" \t\r\n") == std::string::npos)
+    throw Error(ErrorKind::kUsage, "prompt: expected at least one word, found none");
+  const auto ids = model_.vocabulary.tokenize(options_.prompt);
+  const auto most = static_cast<size_t>(model_.config.text_encoder.text_len);
+  if (ids.size() > most)
+    throw Error(ErrorKind::kUsage, str("prompt: expected at most ", most,
+                                       " words, points and commas, found ", ids.size()));
+  return model_.text_encoder.encode(ctx_, ids);
+}
+
+View Session::step(CameraPosition camera) {
+  LONGTAKE_CHECK(next_frame_ < std::numeric_limits<int32_t>::max());
+  Stopwatch watch;
+  last_chunk_ = {};
+  last_chunk_.first_frame = next_frame_;
+  rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y);
+  last_chunk_.density = rollout_.density();
+  rollout_.denoise(ctx_, options_.seed, latent_);
+  last_chunk_.denoise_ms = watch.lap_ms();
+  rollout_.remember(ctx_, latent_);
+  last_chunk_.clean_ms = watch.lap_ms();
+  model_.autoencoder.decode(ctx_, latent_, pixels_);
+  world::to_rgb(pixels_, rgb_);
+  last_chunk_.decode_ms = watch.lap_ms();
+  finish_frame(camera);
+  return rgb_;
+}
+
+void Session::remember(View rgb, CameraPosition camera) {
+  LONGTAKE_CHECK(rgb.shape() == rgb_.shape(), rgb.shape().to_string());
+  world::from_rgb(rgb, pixels_);
+  model_.autoencoder.encode(ctx_, pixels_, latent_);
+  rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y);
+  rollout_.remember(ctx_, latent_);
+  finish_frame(camera);
+}
+
+void Session::finish_frame(CameraPosition camera) {
+  camera_ = camera;
+  ++next_frame_;
+  for (const auto& cache : rollout_.caches()) {
+    last_chunk_.cache_entries = std::max(last_chunk_.cache_entries, cache->entries());
+    last_chunk_.cache_bytes += cache->bytes();
+    last_chunk_.cache_bytes_used += cache->bytes_used();
+  }
+  last_chunk_.peak_rss_bytes = peak_rss_bytes();
+}
+
+SavedSession Session::describe() const {
+  SavedSession out;
+  out.options = options_;
+  out.dtype = name_of(model_.compute);
+  out.model_fingerprint = world::model_fingerprint(model_.folder);
+  out.next_frame = next_frame_;
+  out.camera = camera_;
+  return out;
+}
+
+void Session::save(const std::string& path, const SessionNotes& notes) const {
+  SavedSession head = describe();
+  head.notes = notes;
+  const auto& caches = rollout_.caches();
+  std::vector<std::string> bytes;
+  std::vector<NamedView> tensors;
+  for (size_t n = 0; n < caches.size(); ++n) {
+    std::ostringstream out;
+    caches[n]->save(out);
+    bytes.push_back(std::move(out).str());
+  }
+  for (size_t n = 0; n < caches.size(); ++n)
+    tensors.push_back({cache_tensor_name(n), View(bytes[n].data(), DType::kU8, ctx_.device(),
+                                                  {static_cast<int64_t>(bytes[n].size())})});
+  write_safetensors(path, tensors, head.to_metadata());
+}
+
+void Session::load(const std::string& path) {
+  const SafetensorsFile file(path);
+  const auto saved = SavedSession::from_metadata(file.index().metadata, path);
+  const SavedSession ours = describe();
+  const auto expect_same = [&](const char* what, const auto& expected, const auto& found) {
+    if (expected != found)
+      throw Error(ErrorKind::kInput,
+                  str(path, ": ", what, ": expected ", expected, ", found ", found));
+  };
+  expect_same("model fingerprint", ours.model_fingerprint, saved.model_fingerprint);
+  expect_same("dtype", ours.dtype, saved.dtype);
+  expect_same("memory", ours.options.memory, saved.options.memory);
+  expect_same("sink_frames", ours.options.sink_frames, saved.options.sink_frames);
+  expect_same("window_frames", ours.options.window_frames, saved.options.window_frames);
+  expect_same("num_steps", ours.options.num_steps, saved.options.num_steps);
+  expect_same("seed", ours.options.seed, saved.options.seed);
+  const auto& caches = rollout_.caches();
+  for (size_t n = 0; n < caches.size(); ++n) {
+    const TensorInfo* info = file.index().find(cache_tensor_name(n));
+    if (info == nullptr || info->dtype != DType::kU8)
+      throw Error(ErrorKind::kInput, str(path, ": ", cache_tensor_name(n),
+                                         ": expected a u8 tensor, found ",
+                                         info ? name_of(info->dtype) : "none"));
+    ViewStream in(file.view(*info));
+    caches[n]->load(in);
+  }
+  next_frame_ = saved.next_frame;
+  camera_ = saved.camera;
+}
+
+SavedSession read_saved_session(const std::string& path) {
+  return SavedSession::from_metadata(SafetensorsFile(path).index().metadata, path);
+}
+
+}  // namespace longtake

@@ -1,0 +1,66 @@
+// Session: one rollout from prompt to frames. It owns the caches and the position; it can be saved,
+// and a resumed session continues bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "device/context.h"
+#include "models/world/model.h"
+#include "pipeline/rollout.h"
+#include "pipeline/saved_session.h"
+#include "pipeline/stats.h"
+
+namespace longtake {
+
+class Session {
+ public:
+  // Throws Error (kUsage) for an empty prompt or one longer than the model reads. ctx and model must
+  // outlive the session.
+  Session(Context& ctx, const world::Model& model, const SessionOptions& options);
+
+  // Makes the next frame, seen from `camera`: rgb [H, W, 3] u8, valid until the next call. Its costs
+  // are in last_chunk().
+  View step(CameraPosition camera);
+
+  // A frame that exists already (rgb [H, W, 3] u8) becomes the next one: it is only remembered.
+  void remember(View rgb, CameraPosition camera);
+
+  int64_t next_frame() const { return next_frame_; }
+
+  // Of the latest frame; nullopt before the first.
+  std::optional<CameraPosition> camera() const { return camera_; }
+
+  const ChunkStats& last_chunk() const { return last_chunk_; }
+
+  const SessionOptions& options() const { return options_; }
+
+  // History and position as a file; notes are handed back by read_saved_session.
+  void save(const std::string& path, const SessionNotes& notes) const;
+
+  // Replaces history and position by a saved one of the same model, dtype, memory policy, seed and
+  // number of steps; the prompt may differ. Throws Error (kInput).
+  void load(const std::string& path);
+
+ private:
+  Tensor encode_prompt() const;
+  void finish_frame(CameraPosition camera);
+  SavedSession describe() const;
+
+  Context& ctx_;
+  const world::Model& model_;
+  SessionOptions options_;
+  Rollout rollout_;
+  Tensor latent_;  // [C, h, w] f32
+  Tensor pixels_;  // [H, W, 3] f32
+  Tensor rgb_;     // [H, W, 3] u8
+  int64_t next_frame_ = 0;
+  std::optional<CameraPosition> camera_;
+  ChunkStats last_chunk_;
+};
+
+// The head of a state file; its history stays unread.
+SavedSession read_saved_session(const std::string& path);
+
+}  // namespace longtake

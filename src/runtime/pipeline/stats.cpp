@@ -1,0 +1,62 @@
+#include "pipeline/stats.h"
+
+#include <sys/resource.h>
+
+#include <nlohmann/json.hpp>
+
+namespace longtake {
+
+double RunStats::frames_per_second() const {
+  int64_t frames = 0;
+  for (const ChunkStats& chunk : chunks) frames += chunk.num_frames;
+  return wall_ms > 0 ? 1000.0 * static_cast<double>(frames) / wall_ms : 0;
+}
+
+std::string RunStats::to_json() const {
+  using nlohmann::ordered_json;
+  ordered_json rows = ordered_json::array();
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const ChunkStats& c = chunks[i];
+    rows.push_back({{"chunk", i},
+                    {"first_frame", c.first_frame},
+                    {"frames", c.num_frames},
+                    {"denoise_ms", c.denoise_ms},
+                    {"clean_ms", c.clean_ms},
+                    {"decode_ms", c.decode_ms},
+                    {"write_ms", c.write_ms},
+                    {"density", c.density},
+                    {"cache_entries", c.cache_entries},
+                    {"cache_bytes", c.cache_bytes},
+                    {"cache_bytes_used", c.cache_bytes_used},
+                    {"peak_rss_bytes", c.peak_rss_bytes}});
+  }
+  const ordered_json root = {{"version", 1},
+                             {"model", model},
+                             {"prompt", prompt},
+                             {"memory", memory},
+                             {"dtype", dtype},
+                             {"device", device},
+                             {"threads", threads},
+                             {"seed", seed},
+                             {"steps", num_steps},
+                             {"width", frame_width},
+                             {"height", frame_height},
+                             {"fps", fps},
+                             {"frames_per_second", frames_per_second()},
+                             {"first_frame_ms", first_frame_ms},
+                             {"wall_ms", wall_ms},
+                             {"weight_bytes", weight_bytes},
+                             {"workspace_bytes", workspace_bytes},
+                             {"peak_rss_bytes", longtake::peak_rss_bytes()},
+                             {"interrupted", interrupted},
+                             {"chunks", rows}};
+  return root.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+}
+
+size_t peak_rss_bytes() {
+  struct rusage usage {};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<size_t>(usage.ru_maxrss) * 1024;  // Linux counts KiB
+}
+
+}  // namespace longtake
