@@ -1,0 +1,106 @@
+// KvCache: the keys and values that one layer remembers. A policy (one file each: full.cpp,
+// window.cpp) decides what stays of every committed chunk.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <iosfwd>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "device/context.h"
+#include "kv/page.h"
+#include "tensor/tensor.h"
+
+namespace longtake {
+
+// Where a chunk stands in the video, in latent frames.
+struct ChunkPosition {
+  int64_t first_frame = 0;
+  int64_t num_frames = 1;
+};
+
+struct CacheOptions {
+  std::string memory = "full";  // policy: "full" | "window"
+  int64_t sink_frames = 1;      // window: first frames, kept for ever
+  int64_t window_frames = 36;   // window: most recent frames kept beside the sink
+  int64_t reserve_tokens = 0;   // full: history tokens that need no growth
+  DType dtype = DType::kBF16;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  int64_t tokens_per_frame = 0;
+};
+
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  // Sets the keys and values of the chunk in work: k, v [L, N, D] in the cache's dtype, keys
+  // already rotated. Replaced by the next call, forgotten by commit and reset; never part of the
+  // history.
+  void set_current(Context& ctx, View k, View v);
+
+  // The clean chunk joins the history; the policy decides what stays. k, v as above.
+  virtual void commit(Context& ctx, View k, View v, ChunkPosition position) = 0;
+
+  // Forgets everything; keeps the memory.
+  virtual void reset();
+
+  // History and the chunk in work; valid until the next call that changes the cache.
+  KvView view() const { return {store_.dtype(), store_.head_dim(), pages_}; }
+
+  // Pages of a head's list that are history; the chunk in work follows them.
+  int64_t num_history_pages(int64_t head) const;
+
+  int64_t entries() const;        // keys in the history, largest head
+  int64_t total_entries() const;  // keys in the history, all heads
+
+  size_t bytes() const { return store_.bytes(); }  // reserved
+
+  size_t bytes_used() const;  // pages of the history
+
+  // How often the store grew. `full` grows as the video does; a steady step of `window` never.
+  size_t num_growths() const { return store_.num_slabs(); }
+
+  // The history as bytes. load replaces the history; it throws Error(kInput) on a state of another
+  // shape or policy or a short stream, and then the cache is empty.
+  void save(std::ostream& out) const;
+  void load(std::istream& in);
+
+ protected:
+  explicit KvCache(Context& ctx, const CacheOptions& options);
+
+  void check_tokens(const char* what, View k, View v) const;
+  void drop_current();
+  // Appends tokens [begin, begin + count) behind the history of every head, filling its last page
+  // first if `fill` is set.
+  void append(View k, View v, int64_t begin, int64_t count, bool fill);
+  // Returns history pages [begin, end) of every head to the store.
+  void erase(int64_t begin, int64_t end);
+
+  // What a policy knows besides the pages.
+  virtual std::vector<int64_t> policy_state() const { return {}; }
+
+  virtual bool set_policy_state(const std::vector<int64_t>& state) { return state.empty(); }
+
+  CacheOptions options_;
+  PageStore store_;
+  std::vector<PageList> pages_;  // per head: history, then the chunk in work
+  int64_t num_current_ = 0;      // pages of the chunk in work, the same for every head
+
+ private:
+  std::vector<PageList> spare_;  // per head: pages of the chunk in work, kept from step to step
+};
+
+// Throws Error(kUsage) for an unknown policy or impossible sizes.
+std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options);
+
+// Policies; see full.cpp, window.cpp.
+std::unique_ptr<KvCache> make_full_cache(Context& ctx, const CacheOptions& options);
+std::unique_ptr<KvCache> make_window_cache(Context& ctx, const CacheOptions& options);
+
+}  // namespace longtake

@@ -1,0 +1,128 @@
+#include "kv/page.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/error.h"
+#include "device/dispatch.h"
+#include "device/parallel.h"
+#include "ops/expect.h"
+
+namespace longtake {
+namespace {
+
+size_t half_bytes(DType dtype, int64_t head_dim) {
+  return static_cast<size_t>(kPageTokens * head_dim) * size_of(dtype);
+}
+
+KvPage page_at(std::byte* data, DType dtype, int64_t head_dim) {
+  const size_t half = half_bytes(dtype, head_dim);
+  return {data, data + half, reinterpret_cast<float*>(data + 2 * half), 0, true};
+}
+
+// Keys [D / kPair][64][kPair] and values [64 / kPair][D][kPair]: kPair = 2 for bf16, 1 for f32.
+// k, v: the first token's row; tokens are `stride` elements apart. Goes over the page in the order
+// of its memory, so that each cache line is written once.
+template <typename T>
+void pack(const KvPage& page, int64_t slot, const T* k, const T* v, int64_t stride, int64_t count,
+          int64_t head_dim) {
+  constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
+  T* keys = reinterpret_cast<T*>(page.keys);
+  T* values = reinterpret_cast<T*>(page.values);
+  for (int64_t d = 0; d < head_dim; d += kPair) {
+    T* row = keys + (d * kPageTokens + slot * kPair);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t p = 0; p < kPair; ++p) row[i * kPair + p] = k[i * stride + d + p];
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    T* row = values + (slot + i) / kPair * kPair * head_dim + (slot + i) % kPair;
+    for (int64_t d = 0; d < head_dim; ++d) row[d * kPair] = v[i * stride + d];
+  }
+}
+
+}  // namespace
+
+size_t page_bytes(DType dtype, int64_t head_dim) {
+  return 2 * half_bytes(dtype, head_dim) + kPageTokens * sizeof(float);
+}
+
+void clear_page(KvPage& page, DType dtype, int64_t head_dim) {
+  std::memset(page.keys, 0, 2 * half_bytes(dtype, head_dim));
+  std::fill_n(page.bias, kPageTokens, -std::numeric_limits<float>::infinity());
+  page.num_keys = 0;
+  page.has_bias = true;
+}
+
+void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, int64_t count) {
+  LONGTAKE_CHECK(page.num_keys + count <= kPageTokens, page.num_keys, " + ", count);
+  const int64_t head_dim = k.dim(2);
+  const int64_t stride = k.dim(1) * head_dim;
+  const int64_t first = begin * stride + head * head_dim;
+  for_float_type(k.dtype(), [&]<typename T>() {
+    pack(page, page.num_keys, k.data<T>() + first, v.data<T>() + first, stride, count, head_dim);
+  });
+  // A page with a bias other than 0 or -inf keeps its flag; one that just filled up drops it.
+  const bool plain =
+      std::all_of(page.bias, page.bias + page.num_keys, [](float bias) { return bias == 0.0F; });
+  std::fill_n(page.bias + page.num_keys, count, 0.0F);
+  page.num_keys += static_cast<int32_t>(count);
+  page.has_bias = !plain || page.num_keys < kPageTokens;
+}
+
+void PageStore::reserve(size_t count) {
+  if (free_.size() >= count) return;
+  const size_t fresh = count - free_.size();
+  const size_t bytes = page_bytes(dtype_, head_dim_);
+  slabs_.emplace_back(device_, fresh * bytes);
+  num_pages_ += fresh;
+  free_.reserve(num_pages_);
+  std::byte* data = slabs_.back().data();
+  // Taken from the back: fill in backwards, so that pages are handed out in the order of memory.
+  for (size_t i = fresh; i > 0; --i)
+    free_.push_back(page_at(data + (i - 1) * bytes, dtype_, head_dim_));
+}
+
+KvPage PageStore::take() {
+  constexpr size_t kLeastGrowth = 64;
+  if (free_.empty()) reserve(std::max(num_pages_, kLeastGrowth));
+  KvPage page = free_.back();
+  free_.pop_back();
+  clear_page(page, dtype_, head_dim_);
+  return page;
+}
+
+void PageStore::give_back(const KvPage& page) {
+  free_.push_back(page);
+}
+
+size_t PageStore::bytes() const {
+  return num_pages_ * page_bytes(dtype_, head_dim_);
+}
+
+KvPages::KvPages(Context& ctx, View k, View v) {
+  expect_rank("keys", k, 3);
+  expect_float("keys", k);
+  expect_shape("values", v, k.shape());
+  expect_dtype("values", v, k.dtype());
+  dtype_ = k.dtype();
+  head_dim_ = k.dim(2);
+  const int64_t tokens = k.dim(0);
+  const int64_t heads = k.dim(1);
+  const int64_t pages = (tokens + kPageTokens - 1) / kPageTokens;
+  const size_t bytes = page_bytes(dtype_, head_dim_);
+  buffer_ = Buffer(ctx.device(), static_cast<size_t>(heads * pages) * bytes);
+  heads_.resize(static_cast<size_t>(heads));
+  std::byte* data = buffer_.data();
+  for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t begin = 0; begin < tokens; begin += kPageTokens, data += bytes) {
+      KvPage page = page_at(data, dtype_, head_dim_);
+      clear_page(page, dtype_, head_dim_);
+      append_tokens(page, k, v, head, begin, std::min(kPageTokens, tokens - begin));
+      heads_[static_cast<size_t>(head)].push_back(page);
+    }
+  }
+}
+
+}  // namespace longtake

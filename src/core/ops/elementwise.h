@@ -1,0 +1,40 @@
+// Elementwise ops. Shapes of inputs and output agree unless said otherwise; arithmetic in f32.
+#pragma once
+
+#include "device/context.h"
+#include "tensor/tensor.h"
+
+namespace longtake {
+
+// x += y. x f32, y f32 | bf16.
+void add(Context& ctx, View x, View y);
+
+// x += y * gate, the gated residual. x [L, dim] f32, y [L, dim] f32 | bf16, gate [dim] f32.
+void add_gated(Context& ctx, View x, View y, View gate);
+
+// out = x / (1 + exp(-x)). x, out f32 | bf16; may alias when the dtypes agree.
+void silu(Context& ctx, View x, View out);
+
+// out = x in out's dtype, rounded to nearest even. x, out f32 | bf16.
+void convert(Context& ctx, View x, View out);
+
+// out = a x + b y. All f32; out may alias x or y.
+void axpby(Context& ctx, float a, View x, float b, View y, View out);
+
+namespace cpu {
+extern decltype(longtake::add) add;
+extern decltype(longtake::add_gated) add_gated;
+extern decltype(longtake::silu) silu;
+extern decltype(longtake::convert) convert;
+extern decltype(longtake::axpby) axpby;
+}  // namespace cpu
+
+namespace cuda {
+extern decltype(longtake::add) add;
+extern decltype(longtake::add_gated) add_gated;
+extern decltype(longtake::silu) silu;
+extern decltype(longtake::convert) convert;
+extern decltype(longtake::axpby) axpby;
+}  // namespace cuda
+
+}  // namespace longtake
