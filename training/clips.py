@@ -1,0 +1,163 @@
+"""Training clips of the embedded world, made by background threads.
+
+Three kinds, so that the model learns three things: `shots` (8 frames, mostly without or with little context: the text
+alone must make the picture), `short` (32 frames: motion, new land) and `memory` (128 frames cut out of walks of 1280:
+a place seen long ago comes back). `frames` are single pictures for the autoencoder.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import overworld
+
+TRAINING_SEED = 1 << 40  # first map seed; evaluation uses small ones, so that its maps are never trained on
+WALK_FRAMES = {"shots": 256, "short": 400, "memory": 1280}
+CLIP_FRAMES = {"frames": 1, "shots": 8, "short": 32, "memory": 128}
+SHOTS = (1, 1, 2, 4)  # independent groups within a `shots` clip, as in model.clean_frame_mask
+PATH_KINDS = np.array([overworld.EXPLORE, overworld.OFF_PHASE, overworld.RETURNING, overworld.STEADY])
+PATH_SHARES = np.array([0.55, 0.2, 0.1, 0.15])
+RETURN_SHARE = 0.65  # of context segments that saw a place of the clip's last half
+
+
+@dataclass
+class Batch:
+    pixels: Tensor  # [B, F, 128, 256, 3] u8
+    camera: Tensor  # [B, F, 2] (x, y) in tokens, wrapped to the torus
+    times: Tensor  # [B, F] frames since the first
+    ids: Tensor  # [B, T] words, 0 = padding
+
+    def to(self, device) -> Batch:
+        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in ("pixels", "camera", "times", "ids")))
+
+
+def shot_times(walk_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """8 frame numbers: groups of SHOTS anywhere in the walk; within a group consecutive, or a few frames apart."""
+    times = []
+    for size in SHOTS:
+        gap = 1 if rng.random() < 0.7 else int(rng.integers(2, 24))
+        start = rng.integers(0, walk_frames - size * gap)
+        times.append(start + gap * np.arange(size))
+    return np.concatenate(times)
+
+
+def memory_times(xy: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """`frames` increasing frame numbers of a walk xy [T, 2]. The last half is consecutive. The first half is a memory of
+    four segments, most of which saw a place where the last half goes; what is missing, because segments overlap, is
+    filled with the frames just before the last half. One clip in three is consecutive throughout."""
+    total, tail, segment = len(xy), frames // 2, frames // 8
+    start = int(rng.integers(frames, total - tail + 1))  # of the last half
+    if rng.random() < 0.33:
+        return np.arange(start + tail - frames, start + tail)
+    last = start - segment  # segments begin before this
+    memory = set()
+    for _ in range(4):
+        begin = int(rng.integers(0, last))
+        if rng.random() < RETURN_SHARE:
+            goal = xy[start + rng.integers(tail)]
+            offset = (xy[:last] - goal + overworld.TORUS // 2) % overworld.TORUS - overworld.TORUS // 2
+            seen = np.flatnonzero((np.abs(offset[:, 0]) < 176) & (np.abs(offset[:, 1]) < 88))
+            if len(seen):
+                begin = int(np.clip(rng.choice(seen) - segment // 2, 0, last - 1))
+        memory.update(range(begin, begin + segment))
+    fill = (t for t in range(start - 1, -1, -1) if t not in memory)
+    while len(memory) < frames - tail:
+        memory.add(next(fill))
+    return np.concatenate([np.sort(np.fromiter(memory, int)), np.arange(start, start + tail)])
+
+
+def torus_tokens(xy: np.ndarray) -> Tensor:
+    """Pixels -> tokens on the torus, exact multiples of 1/4."""
+    return torch.from_numpy((xy % overworld.TORUS).astype(np.float32) / 16)
+
+
+def make_batch(kind: str, batch: int, pool: overworld.Pool, rng: np.random.Generator, text_len: int, pin: bool) -> Batch:
+    """A batch of clips of `kind` from the maps of a pool. One path kind for the whole pool and batch."""
+    frames = CLIP_FRAMES[kind]
+    maps = np.arange(batch) % pool.num_maps
+    if kind == "frames":
+        xy = 4 * rng.integers(0, overworld.TORUS // 4, (batch, 1, 2))
+        times = rng.integers(0, 2000, (batch, 1))
+        ids = np.zeros((batch, 1), np.int32)
+    else:
+        walk = WALK_FRAMES[kind]
+        path_kind = int(rng.choice(PATH_KINDS, p=PATH_SHARES))
+        walks = pool.paths(int(rng.integers(1 << 62)), walk, path_kind, True)
+        choose = (lambda w: shot_times(walk, rng)) if kind == "shots" else (lambda w: memory_times(w, frames, rng))
+        times = np.stack([choose(walks[m]) for m in maps])
+        xy = np.take_along_axis(walks[maps], times[:, :, None], 1)
+        ids = np.stack([prompt_ids(pool, m, rng, text_len) for m in maps])
+    pixels = torch.empty(batch, frames, overworld.HEIGHT, overworld.WIDTH, 3, dtype=torch.uint8, pin_memory=pin)
+    pool.render(maps.repeat(frames), xy[..., 0].ravel(), xy[..., 1].ravel(), times.ravel(), out=pixels.numpy())
+    relative = torch.from_numpy((times - times[:, :1]).astype(np.float32))
+    return Batch(pixels, torus_tokens(xy), relative, torch.from_numpy(ids).long())
+
+
+def prompt_ids(pool: overworld.Pool, map_idx: int, rng: np.random.Generator, text_len: int) -> np.ndarray:
+    """The map's prompt in one of its many wordings; in one clip of twenty, none."""
+    text = "" if rng.random() < 0.05 else pool.prompt(int(map_idx), int(rng.integers(1 << 62)))
+    return overworld.tokenize(text, text_len)
+
+
+class ClipLoader:
+    """Endless batches by kind. A thread takes a pool of fresh maps, makes `uses` batches of it, and drops it, so that the
+    number of worlds is unbounded. About `depth` batches of every kind lie ready. `rank` of `ranks` processes draw
+    disjoint seeds."""
+
+    def __init__(self, sizes: dict[str, int], threads: int, text_len: int, pin: bool, rank=0, ranks=1, uses=4, depth=12):
+        self.sizes, self.text_len, self.pin, self.uses, self.depth = sizes, text_len, pin, uses, depth
+        self.queues = {kind: queue.SimpleQueue() for kind in sizes}
+        self._promised = dict.fromkeys(sizes, 0)  # batches lying ready or being made
+        self._lock = threading.Lock()
+        self._next_pool, self._stride = rank, ranks
+        self._stopping = threading.Event()
+        self._error: Exception | None = None
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def get(self, kind: str) -> Batch:
+        while True:
+            if self._error:
+                raise RuntimeError("clip thread failed") from self._error
+            try:
+                batch = self.queues[kind].get(timeout=5)
+            except queue.Empty:
+                continue
+            with self._lock:
+                self._promised[kind] -= 1
+            return batch
+
+    def ready(self) -> int:
+        """Batches lying ready, of the scarcest kind: 0 means that training waits for pictures."""
+        return min(q.qsize() for q in self.queues.values())
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                with self._lock:
+                    kind = min(self._promised, key=self._promised.get)
+                    busy = self._promised[kind] >= self.depth
+                    if not busy:
+                        self._promised[kind] += self.uses
+                        number, self._next_pool = self._next_pool, self._next_pool + self._stride
+                if busy:
+                    self._stopping.wait(0.005)
+                    continue
+                pool = overworld.Pool(TRAINING_SEED + 64 * number, min(self.sizes[kind], 32))
+                rng = np.random.default_rng(number)
+                for _ in range(self.uses):
+                    self.queues[kind].put(make_batch(kind, self.sizes[kind], pool, rng, self.text_len, self.pin))
+        except Exception as error:  # handed to the caller of get()
+            self._error = error
