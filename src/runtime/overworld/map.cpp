@@ -27,7 +27,7 @@ enum Stream : uint64_t {
 };
 
 // Shares of each region, in percent, by Sea and Forest of its spec.
-constexpr int kWaterPercent[kNumSeas] = {2, 18, 42};
+constexpr int kWaterPercent[kNumSeas] = {2, 17, 38};
 constexpr int kForestPercent[kNumForests] = {5, 32, 68};
 constexpr int kRockPercent = 10;
 constexpr int kBorderBlend = 96;  // px on either side of a border over which levels change
@@ -88,6 +88,50 @@ bool is_dry(const Ground& g) {
   return g.height > kLandHeight && std::abs(g.river) > kRiverBankHalfWidth;
 }
 
+constexpr int kRoadside = 84;     // 1/8 px that objects keep from a road
+constexpr int kHouseReach = 130;  // beyond the roadside
+constexpr int kHousePercent = 28;
+
+// What grows where, in percent of the places for objects.
+struct Growth {
+  int tree, bush, flowers, boulder, tuft;
+};
+
+constexpr Growth growth_on(Terrain terrain) {
+  switch (terrain) {
+    case Terrain::forest:
+      return {68, 8, 0, 0, 8};
+    case Terrain::grass:
+      return {8, 9, 10, 3, 24};
+    case Terrain::meadow:
+      return {4, 6, 15, 2, 26};
+    case Terrain::rock:
+      return {0, 0, 0, 22, 0};
+    case Terrain::snow:
+      return {8, 0, 0, 10, 0};
+    default:
+      return {0, 0, 0, 0, 0};
+  }
+}
+
+ObjectKind choose_object(Terrain terrain, bool by_road, Rng& rng) {
+  using enum ObjectKind;
+  const bool habitable = terrain == Terrain::grass || terrain == Terrain::meadow;
+  if (by_road && habitable && rng.chance(kHousePercent)) return house;
+  const Growth growth = growth_on(terrain);
+  int roll = rng.below(100);
+  const auto falls_in = [&](int share) { return (roll -= share) < 0; };
+  if (falls_in(growth.tree)) {
+    const int shape = rng.below(8);
+    return shape < 4 ? round_tree : shape < 7 ? tall_tree : strange_tree;
+  }
+  if (falls_in(growth.bush)) return bush;
+  if (falls_in(growth.flowers)) return flowers;
+  if (falls_in(growth.boulder)) return boulder;
+  if (falls_in(growth.tuft)) return tuft;
+  return none;
+}
+
 bool is_free(const Ground& g) {
   return is_dry(g) && std::abs(g.road) > kRoadHalfWidth + 90;
 }
@@ -126,7 +170,7 @@ Map::Map(uint64_t seed, const MapSpec& spec)
 }
 
 void Map::build_ground() {
-  const auto height = noise(seed_, kHeightNoise, {{8, 150}, {16, 240}, {32, 120}, {64, 40}});
+  const auto height = noise(seed_, kHeightNoise, {{8, 60}, {16, 260}, {32, 150}, {64, 40}});
   const auto forest = noise(seed_, kForestNoise, {{12, 200}, {24, 200}, {48, 110}});
   const auto mountain = noise(seed_, kMountainNoise, {{12, 200}, {24, 220}, {48, 110}});
   const auto river = noise(seed_, kRiverNoise, {{8, 256}, {24, 60}});
@@ -213,12 +257,13 @@ Ground Map::ground_at(int x, int y) const {
   const int cx = px / kCellSize, cy = py / kCellSize;
   const int wx = kWestWeight[px % kCellSize], ex = kEastWeight[px % kCellSize];
   const int wy = kWestWeight[py % kCellSize], ey = kEastWeight[py % kCellSize];
+  std::array<const Ground*, 9> near;
+  for (int k = 0; k < 9; ++k) near[k] = &cells_[at(cx + k % 3 - 1, cy + k / 3 - 1)];
   const auto read = [&](int16_t Ground::*field) {
-    const auto column = [&](int dx) {
-      return spline(cells_[at(cx + dx, cy - 1)].*field, cells_[at(cx + dx, cy)].*field,
-                    cells_[at(cx + dx, cy + 1)].*field, wy, ey);
+    const auto column = [&](int k) {
+      return spline(near[k]->*field, near[k + 3]->*field, near[k + 6]->*field, wy, ey);
     };
-    return spline(column(-1), column(0), column(1), wx, ex);
+    return spline(column(0), column(1), column(2), wx, ex);
   };
   return {.height = read(&Ground::height),
           .forest = read(&Ground::forest),
@@ -264,51 +309,16 @@ void Map::place_objects() {
     Object object;
     object.dx = static_cast<int8_t>(rng.between(-1, 1) * 4);
     object.dy = static_cast<int8_t>(rng.between(-1, 1) * 4);
-    object.variant = static_cast<uint8_t>(rng.below(256));
     const int x = cell_x * kObjectGrid + kObjectGrid / 2 + object.dx;
     const int y = cell_y * kObjectGrid + kObjectGrid / 2 + object.dy;
-    const Ground g = ground_at(x, y + 8);
-    if (!is_dry(g) || std::abs(g.road) < kRoadHalfWidth + 84) continue;
-
-    const bool near_road = std::abs(g.road) < kRoadHalfWidth + 84 + 130;
-    const int roll = rng.below(100);
-    using enum ObjectKind;
-    const auto tree = [&] {
-      return static_cast<ObjectKind>(static_cast<int>(round_tree) + (object.variant % 8 < 4   ? 0
-                                                                     : object.variant % 8 < 7 ? 1
-                                                                                              : 2));
-    };
-    switch (terrain_of(g)) {
-      case Terrain::forest:
-        object.kind = roll < 72 ? tree() : roll < 80 ? bush : none;
-        break;
-      case Terrain::grass:
-        object.kind = near_road && roll < 30 ? house
-                      : roll < 38            ? tree()
-                      : roll < 45            ? bush
-                      : roll < 54            ? flowers
-                      : roll < 57            ? boulder
-                                             : none;
-        if (object.kind == round_tree && roll > 34) object.kind = none;
-        break;
-      case Terrain::meadow:
-        object.kind = near_road && roll < 30 ? house
-                      : roll < 32            ? none
-                      : roll < 46            ? flowers
-                      : roll < 52            ? bush
-                      : roll < 54            ? strange_tree
-                                             : none;
-        break;
-      case Terrain::rock:
-        object.kind = roll < 22 ? boulder : none;
-        break;
-      case Terrain::snow:
-        object.kind = roll < 10 ? boulder : roll < 18 ? tall_tree : none;
-        break;
-      default:
-        break;
-    }
-    if (object.kind != none) object.theme = spec_.regions[region_at(x, y + 8)].theme;
+    const Ground foot = ground_at(x, y + 8);
+    const int from_road = std::abs(foot.road) - kRoadHalfWidth;
+    if (!is_dry(foot) || from_road < kRoadside) continue;
+    const bool by_road = from_road < kRoadside + kHouseReach;
+    object.kind = choose_object(terrain_of(foot), by_road, rng);
+    if (object.kind == ObjectKind::none) continue;
+    object.variant = static_cast<uint8_t>(rng.below(256));
+    object.theme = spec_.regions[region_at(x, y + 8)].theme;
     objects_[i] = object;
   }
   // Nothing hides a landmark.

@@ -27,7 +27,7 @@ struct Ground {
 inline constexpr int kGroundFields = sizeof(Ground) / sizeof(int16_t);
 
 // Thresholds of the surface, shared by everyone who must agree on what a place is.
-inline constexpr int kDeepHeight = -95;
+inline constexpr int kDeepHeight = -120;
 inline constexpr int kBeachHeight = 0;
 inline constexpr int kLandHeight = 48;
 inline constexpr int kMeadowForest = -190;
@@ -63,6 +63,7 @@ enum class ObjectKind : uint8_t {
   bush,
   boulder,
   flowers,
+  tuft,
   house
 };
 

@@ -167,7 +167,8 @@ constexpr Color kGold = {246, 206, 84};
 constexpr Color kStone = {168, 164, 162};
 constexpr Color kWood = {122, 84, 52};
 constexpr Color kPlaster = {240, 228, 204};
-constexpr int kOutline = 120;
+constexpr int kOutline = 84;  // strength, 1/256
+constexpr int kLandmarkOutline = 120;
 
 constexpr int kObjectWidth = 32, kObjectHeight = 40;
 
@@ -264,6 +265,17 @@ void paint_flowers(Canvas& c, const Palette& p) {
   }
 }
 
+// Blades in the ground's own colours: something to see in a meadow, but hardly.
+void paint_tuft(Canvas& c, const Palette& p) {
+  const Color dark = shaded(p.grass, -40), light = shaded(p.meadow, 50);
+  for (const Canvas::Corner spot : {Canvas::Corner{9, 20}, {22, 17}, {15, 30}}) {
+    c.polygon({{spot.x - 4, spot.y - 3}, {spot.x + 1, spot.y + 4}, {spot.x - 2, spot.y + 4}}, dark);
+    c.polygon({{spot.x + 5, spot.y - 3}, {spot.x + 3, spot.y + 4}, {spot.x, spot.y + 4}}, dark);
+    c.polygon({{spot.x + 1, spot.y - 6}, {spot.x + 3, spot.y + 4}, {spot.x - 1, spot.y + 4}},
+              light);
+  }
+}
+
 void paint_house(Canvas& c, const Palette& p, Color roof) {
   c.shadow(18, 33, 16, 5);
   c.rectangle(5, 19, 27, 34, p.wall, 50);
@@ -297,6 +309,10 @@ Sprite paint_object(Theme theme, ObjectKind kind, int variant) {
       break;
     case ObjectKind::flowers:
       paint_flowers(c, p);
+      outline = 0;
+      break;
+    case ObjectKind::tuft:
+      paint_tuft(c, p);
       outline = 0;
       break;
     case ObjectKind::house: {
@@ -440,7 +456,7 @@ Sprite paint_landmark(Landmark kind, Color color) {
       paint_fountain(c, color);
       break;
   }
-  c.outline(kInk, 170);
+  c.outline(kInk, kLandmarkOutline);
   return c.sprite();
 }
 
@@ -457,7 +473,7 @@ Sprite paint_critter(Theme theme, bool faces_east) {
   return c.sprite();
 }
 
-constexpr int kNumObjectKinds = 8;
+constexpr int kNumObjectKinds = 9;
 constexpr int kNumRoofs = static_cast<int>(kRoofColors.size());
 
 struct Atlas {
