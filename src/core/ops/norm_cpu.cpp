@@ -8,8 +8,9 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/norm_cpu.cpp"
+#include "hwy/foreach_target.h"  // stands first: it parses this file once per target
+
 #include "hwy/contrib/math/math-inl.h"
-#include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/simd-inl.h"
 
