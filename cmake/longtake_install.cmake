@@ -1,6 +1,6 @@
 # Install rules and the package config: `find_package(longtake)` gives longtake::core and longtake::runtime.
 include(CMakePackageConfigHelpers)
-install(TARGETS longtake_core longtake_overworld longtake_runtime longtake_options EXPORT longtake_targets
+install(TARGETS longtake_core longtake_media longtake_overworld longtake_runtime longtake_options EXPORT longtake_targets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/longtake)
 install(TARGETS longtake_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY models/world DESTINATION ${CMAKE_INSTALL_DATADIR}/longtake/models)

@@ -1,0 +1,155 @@
+#include "command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <iostream>
+#include <limits>
+
+#include "base/error.h"
+
+namespace longtake::cli {
+namespace {
+
+constexpr int64_t kMostFrames = 10'000'000;
+constexpr double kMostSeconds = 1e6;
+
+// A check for CLI11: empty when fine, else what follows "--flag: ".
+template <typename T>
+CLI::Validator number_in(T min, T max, const std::string& kind) {
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        T value{};
+        const char* end = text.data() + text.size();
+        const auto result = std::from_chars(text.data(), end, value);
+        if (result.ec == std::errc() && result.ptr == end && value >= min && value <= max) return {};
+        return str("expected ", kind, " in ", min, "..", max, ", found \"", text, '"');
+      },
+      kind, "");
+}
+
+CLI::Validator integer_in(int64_t min, int64_t max) {
+  return number_in<int64_t>(min, max, "an integer");
+}
+
+// A choice of which this version knows some: the others are names that exist and must wait.
+CLI::Validator one_of(std::vector<std::string> known, std::vector<std::string> later) {
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        std::string expected;
+        for (const std::string& name : known) {
+          if (name == text) return {};
+          expected += (expected.empty() ? "" : " or ") + name;
+        }
+        const bool known_later = std::find(later.begin(), later.end(), text) != later.end();
+        return str("expected ", expected, known_later ? " in this version" : "", ", found \"", text,
+                   '"');
+      },
+      "", "");
+}
+
+// A flag whose feature is still to come.
+CLI::Validator not_yet(const std::string& feature) {
+  return CLI::Validator(
+      [=](const std::string& text) {
+        return str("expected no such flag in this version (", feature, " is to come), found \"", text, '"');
+      },
+      "", "");
+}
+
+void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
+  app.add_option("--model", flags.model, "model folder (default: the embedded world model)");
+  auto* prompt = app.add_option("--prompt", flags.prompt, "what the world looks like, in words");
+  app.add_option("--prompt-file", flags.prompt_file, "read the prompt from a file")->excludes(prompt);
+  auto* actions = app.add_option(
+      "--actions", flags.actions,
+      "where to go: w a s d (north, west, south, east), two for a diagonal, capitals fast, . to stay,"
+      " *N to repeat: \"w*20 WD*40 .*5\" (default: a gentle tour; a short list starts again)");
+  app.add_option("--actions-file", flags.actions_file, "read the actions from a file")->excludes(actions);
+  app.add_option("--init", flags.init,
+                 "video or picture to start from; a video's frames follow the first actions");
+  auto* frames = app.add_option("--frames", flags.frames, "frames to make (default: as many as the actions)")
+                     ->check(integer_in(1, kMostFrames));
+  app.add_option("--seconds", flags.seconds, "length of the video instead of --frames")
+      ->excludes(frames)
+      ->check(number_in<double>(0.01, kMostSeconds, "a number"));
+  app.add_option("--size", flags.size, "WxH; a world model has one size");
+  app.add_option("--seed", flags.seed, "noise seed (default 0)")
+      ->check(number_in<uint64_t>(0, std::numeric_limits<uint64_t>::max(), "an integer"));
+  app.add_option("--out", flags.out, "FILE.mp4, or a folder of PNG frames")->required();
+
+  app.add_option("--preset", flags.preset, "dense | window")
+      ->check(one_of({"dense", "window"}, {"tempcache", "annsa", "annca", "fast"}));
+  app.add_option("--memory", flags.memory, "full | window: what is kept of the past")
+      ->check(one_of({"full", "window"}, {"tempcache", "flowcache"}));
+  app.add_option("--memory-budget", flags.memory_budget,
+                 "size of the window: keys per head and layer (4736), or bytes in all (64MiB)");
+  app.add_option("--steps", flags.steps, "sampling steps a frame (default: the model's)")
+      ->check(integer_in(1, 1000));
+  app.add_option("--device", flags.device, "cpu");
+  app.add_option("--threads", flags.threads, "CPU threads (default: all)")->check(integer_in(1, 1024));
+  app.add_option("--dtype", flags.dtype, "f32 | bf16 (default: bf16 where the CPU multiplies it)")
+      ->check(one_of({"f32", "bf16"}, {"fp8", "int8"}));
+  app.add_option("--save-state", flags.save_state, "file to save the session in at the end");
+  app.add_option("--load-state", flags.load_state, "continue a saved session");
+  app.add_option("--stats", flags.stats, "file for what every frame cost, as JSON");
+  app.add_flag("--quiet", flags.quiet, "no progress, no summary");
+
+  // Names of the surface whose features are to come: parsed, so that the answer can be clear.
+  app.add_option("--ann", ignored, "")->group("")->check(not_yet("the nearest-neighbour index"));
+  app.add_option("--merge-threshold", ignored, "")->group("")->check(not_yet("tempcache"));
+  app.add_option("--density", ignored, "")->group("")->check(not_yet("sparse attention"));
+  app.add_option("--self-attention", ignored, "")->group("")->check(one_of({"dense"}, {"annsa"}));
+  app.add_option("--cross-attention", ignored, "")->group("")->check(one_of({"dense"}, {"annca"}));
+  app.add_option("--step-cache", ignored, "")->group("")->check(one_of({"none"}, {"teacache", "flowcache"}));
+  app.add_option("--decoder", ignored, "")->group("")->check(one_of({"vae"}, {"taehv"}));
+}
+
+// CLI11's own messages, in one line.
+std::string one_line(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+}  // namespace
+
+CommandLine parse_command_line(int argc, const char* const* argv) {
+  CLI::App app("longtake plays autoregressive video world models for hours at constant speed and memory",
+               "longtake");
+  app.set_version_flag("--version", std::string("longtake ") + LONGTAKE_VERSION);
+  app.require_subcommand(1);
+  GenerateFlags generate;
+  InspectFlags inspect;
+  std::string ignored;
+  CLI::App* generate_app = app.add_subcommand("generate", "a prompt and actions become a video");
+  add_generate(*generate_app, generate, ignored);
+  CLI::App* inspect_app =
+      app.add_subcommand("inspect", "what is inside a model, a checkpoint or a saved state");
+  inspect_app->add_option("path", inspect.path, "model folder, .safetensors file or state")->required();
+  std::vector<CLI::App*> later;
+  for (const char* name : {"compare", "bench", "serve"})
+    later.push_back(app.add_subcommand(name, "in a later version")->allow_extras()->group(""));
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    std::cout << (generate_app->parsed() ? generate_app : inspect_app->parsed() ? inspect_app : &app)
+                     ->help();
+    return {};
+  } catch (const CLI::CallForVersion&) {
+    std::cout << app.version() << '\n';
+    return {};
+  } catch (const CLI::ParseError& error) {
+    throw Error(ErrorKind::kUsage, one_line(error.what()));
+  }
+  for (const CLI::App* command : later) {
+    if (command->parsed())
+      throw Error(ErrorKind::kUsage, str("command: expected generate or inspect in this version, found ",
+                                         command->get_name()));
+  }
+  CommandLine line;
+  if (generate_app->parsed()) line.generate = std::move(generate);
+  if (inspect_app->parsed()) line.inspect = std::move(inspect);
+  return line;
+}
+
+}  // namespace longtake::cli

@@ -1,0 +1,43 @@
+// Flags as a person typed them. Checked one by one here; together in the commands.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace longtake::cli {
+
+struct GenerateFlags {
+  std::string model;  // empty: the embedded model
+  std::string prompt, prompt_file;
+  std::string actions, actions_file;
+  std::string init;
+  std::optional<int64_t> frames;
+  std::optional<double> seconds;
+  std::string size;
+  std::optional<uint64_t> seed;
+  std::string out;
+  std::string preset;
+  std::string memory, memory_budget;
+  std::optional<int64_t> steps;
+  std::string device = "cpu";
+  int64_t threads = 0;
+  std::string dtype;
+  std::string save_state, load_state, stats;
+  bool quiet = false;
+};
+
+struct InspectFlags {
+  std::string path;
+};
+
+// Exactly one command is set; none when the text asked for (--help, --version) is printed already.
+struct CommandLine {
+  std::optional<GenerateFlags> generate;
+  std::optional<InspectFlags> inspect;
+};
+
+// Throws Error (kUsage), one line.
+CommandLine parse_command_line(int argc, const char* const* argv);
+
+}  // namespace longtake::cli

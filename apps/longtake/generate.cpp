@@ -1,0 +1,354 @@
+#include "generate.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "device/context.h"
+#include "io/mapped_file.h"
+#include "kv/page.h"
+#include "media/frame_reader.h"
+#include "media/frame_writer.h"
+#include "models/world/model.h"
+#include "ops/linear.h"
+#include "overworld/actions.h"
+#include "pipeline/session.h"
+#include "pipeline/walk.h"
+#include "progress.h"
+#include "signals.h"
+
+namespace longtake::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kNoteActions = "actions";
+constexpr const char* kNoteNextAction = "next_action";
+
+const Clock::time_point process_start = Clock::now();
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+[[noreturn]] void usage(const std::string& message) {
+  throw Error(ErrorKind::kUsage, message);
+}
+
+std::string read_small_file(const std::string& path, size_t max_bytes) {
+  const MappedFile file(path);
+  if (file.bytes().size() > max_bytes)
+    throw Error(ErrorKind::kInput, str(path, ": expected at most ", max_bytes, " bytes, found ",
+                                       file.bytes().size()));
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+// models/world beside an installed binary, or in a folder above one that was built in its tree.
+std::string find_embedded_model() {
+  std::error_code error;
+  const fs::path binary = fs::read_symlink("/proc/self/exe", error);
+  std::vector<fs::path> places = {binary.parent_path() / "../share/longtake/models/world"};
+  for (fs::path folder = binary.parent_path(); folder.has_relative_path(); folder = folder.parent_path())
+    places.push_back(folder / "models/world");
+  places.emplace_back("models/world");
+  for (const fs::path& place : places) {
+    if (fs::exists(place / world::kConfigFile, error)) return place.lexically_normal().string();
+  }
+  usage("--model: expected a model folder (the embedded one is not beside this binary), found none");
+}
+
+// "4736" keys per head and layer, or "64MiB" in all.
+struct MemoryBudget {
+  double amount = 0;
+  bool is_bytes = false;
+};
+
+MemoryBudget parse_budget(const std::string& text) {
+  const std::pair<const char*, double> units[] = {
+      {"", 1},       {"B", 1},         {"kB", 1e3},       {"MB", 1e6},
+      {"GB", 1e9},   {"KiB", 0x1p10},  {"MiB", 0x1p20},   {"GiB", 0x1p30}};
+  double number = 0;
+  const char* end = text.data() + text.size();
+  const auto result = std::from_chars(text.data(), end, number);
+  for (const auto& [unit, factor] : units) {
+    if (result.ec == std::errc() && std::string(result.ptr, end) == unit && number >= 1 && number <= 1e15)
+      return {number * factor, *unit != '\0'};
+  }
+  usage(str("--memory-budget: expected keys (4736) or bytes (64MiB), found \"", text, '"'));
+}
+
+// Bytes that one frame's keys and values take in all layers.
+double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype) {
+  const int64_t pages = (sizes.frame_tokens() + kPageTokens - 1) / kPageTokens;
+  return static_cast<double>(pages * sizes.num_heads * sizes.num_layers) *
+         static_cast<double>(page_bytes(dtype, sizes.head_dim));
+}
+
+int64_t window_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
+                         DType dtype, int64_t sink_frames) {
+  const double per_frame = budget.is_bytes ? cache_bytes_per_frame(sizes, dtype)
+                                           : static_cast<double>(sizes.frame_tokens());
+  const double frames = std::floor(budget.amount / per_frame) - static_cast<double>(sink_frames);
+  if (frames < 1)
+    usage(str("--memory-budget: expected room for ", sink_frames + 1, " frames of ",
+              static_cast<int64_t>(per_frame), budget.is_bytes ? " bytes" : " keys", ", found ",
+              static_cast<int64_t>(budget.amount)));
+  return static_cast<int64_t>(std::min(frames, 1e7));
+}
+
+DType choose_dtype(const std::string& flag) {
+  if (flag == "f32") return DType::kF32;
+  if (flag == "bf16" && !bf16_products_supported())
+    usage("--dtype: expected f32 (this CPU has no bf16 products), found bf16");
+  return bf16_products_supported() ? DType::kBF16 : DType::kF32;
+}
+
+Device choose_device(const std::string& flag) {
+  if (flag != "cpu") usage(str("--device: expected cpu in this version, found \"", flag, '"'));
+  return {};
+}
+
+// A file to be written at the end is opened at the start: nobody waits an hour for "permission denied".
+void expect_writable(const char* flag, const std::string& path) {
+  if (path.empty()) return;
+  const fs::path folder = fs::path(path).parent_path();
+  const std::string parent = folder.empty() ? "." : folder.string();
+  std::error_code error;
+  if (fs::is_directory(path, error) || ::access(parent.c_str(), W_OK) != 0 ||
+      (fs::exists(path, error) && ::access(path.c_str(), W_OK) != 0))
+    usage(str(flag, ": expected a writable file, found ", path));
+}
+
+void expect_size(const std::string& flag, const world::TransformerConfig& sizes) {
+  const std::string own = str(sizes.frame_width(), "x", sizes.frame_height());
+  if (!flag.empty() && flag != own)
+    usage(str("--size: expected ", own, ", the model's only size, found \"", flag, '"'));
+}
+
+// Flags, files and a saved session together: what will be played.
+struct Plan {
+  SessionOptions session;
+  std::vector<overworld::Action> actions;
+  int64_t next_action = 0;
+  int64_t frames = 0;
+};
+
+std::vector<overworld::Action> choose_actions(const GenerateFlags& flags, const SavedSession* saved,
+                                              int64_t& next_action) {
+  constexpr size_t kMaxBytes = 64 << 20;
+  if (!flags.actions_file.empty())
+    return overworld::parse_actions(read_small_file(flags.actions_file, kMaxBytes));
+  if (!flags.actions.empty()) return overworld::parse_actions(flags.actions);
+  if (saved == nullptr) return gentle_tour();
+  const auto note = [&](const char* key) {
+    const auto found = saved->notes.find(key);
+    return found == saved->notes.end() ? std::string() : found->second;
+  };
+  const std::string used = note(kNoteNextAction);
+  std::from_chars(used.data(), used.data() + used.size(), next_action);
+  next_action = std::max<int64_t>(next_action, 0);
+  return overworld::parse_actions(note(kNoteActions));
+}
+
+int64_t choose_frames(const GenerateFlags& flags, const Plan& plan, bool resumed) {
+  constexpr int64_t kDefaultFrames = 240;
+  if (flags.frames) return *flags.frames;
+  if (flags.seconds)
+    return std::max<int64_t>(1, std::llround(*flags.seconds * world::kFramesPerSecond));
+  if (flags.actions.empty() && flags.actions_file.empty()) return kDefaultFrames;
+  const auto count = static_cast<int64_t>(plan.actions.size());
+  return resumed || !flags.init.empty() ? std::max<int64_t>(count, 1) : count + 1;
+}
+
+Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dtype,
+               const SavedSession* saved) {
+  constexpr size_t kMaxPromptBytes = 1 << 20;
+  Plan plan;
+  if (saved != nullptr) plan.session = saved->options;
+  if (!flags.prompt_file.empty())
+    plan.session.prompt = read_small_file(flags.prompt_file, kMaxPromptBytes);
+  else if (!flags.prompt.empty() || saved == nullptr)
+    plan.session.prompt = flags.prompt;
+  if (plan.session.prompt.empty())
+    usage("--prompt: expected what the world looks like, such as \"a snowy land with a red tower .\", found none");
+  if (flags.seed) plan.session.seed = *flags.seed;
+  if (flags.steps) plan.session.num_steps = *flags.steps;
+  if (!flags.memory.empty())
+    plan.session.memory = flags.memory;
+  else if (!flags.preset.empty())
+    plan.session.memory = flags.preset == "window" ? "window" : "full";
+  if (!flags.memory_budget.empty()) {
+    const MemoryBudget budget = parse_budget(flags.memory_budget);
+    if (plan.session.memory != "window")
+      usage(str("--memory-budget: expected --memory window, found ", plan.session.memory));
+    plan.session.window_frames =
+        window_of_budget(budget, config.transformer, dtype, plan.session.sink_frames);
+  }
+  plan.actions = choose_actions(flags, saved, plan.next_action);
+  plan.frames = choose_frames(flags, plan, saved != nullptr);
+  const int64_t before = saved != nullptr ? saved->next_frame : 0;
+  if (before + plan.frames > std::numeric_limits<int32_t>::max())
+    usage(str("--frames: expected at most ", std::numeric_limits<int32_t>::max() - before,
+              " more, found ", plan.frames));
+  plan.session.expected_frames = before + plan.frames;
+  return plan;
+}
+
+// A full history that cannot fit is refused at the start rather than killed after an hour.
+void expect_room(const Plan& plan, const world::Config& config, DType dtype) {
+  if (plan.session.memory != "full") return;
+  const double wanted = cache_bytes_per_frame(config.transformer, dtype) *
+                        static_cast<double>(plan.session.expected_frames);
+  const double there = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  if (wanted > 0.9 * there)
+    usage(str("--memory full: expected at most ", bytes_text(0.9 * there), " of history, found ",
+              bytes_text(wanted), " for ", plan.session.expected_frames,
+              " frames (--memory window has a constant size)"));
+}
+
+// The given frames become the session's past, seen along the first actions.
+void remember_init(const std::string& path, const world::TransformerConfig& sizes, Session& session,
+                   Walk& walk) {
+  const auto width = static_cast<int>(sizes.frame_width());
+  const auto height = static_cast<int>(sizes.frame_height());
+  const auto reader = open_frame_reader(path);
+  Frame frame;
+  while (stop_signal() == 0 && reader->read(frame)) {
+    const bool fits = frame.width == width && frame.height == height;
+    Frame scaled = fits ? Frame{} : resized(frame, width, height);
+    uint8_t* rgb = fits ? frame.rgb.data() : scaled.rgb.data();
+    session.remember(View(rgb, DType::kU8, Device{}, {height, width, 3}), walk.next());
+  }
+  if (session.next_frame() == 0 && stop_signal() == 0)
+    throw Error(ErrorKind::kInput, str(path, ": expected at least one frame, found none"));
+}
+
+void write_stats(const std::string& path, const RunStats& stats) {
+  std::ofstream out(path, std::ios::trunc);
+  out << stats.to_json();
+  out.close();
+  if (!out) throw Error(str("--stats: expected to write ", path, ", found a failing file"));
+}
+
+void print_summary(const RunStats& stats, const std::string& out) {
+  const ChunkStats& last = stats.chunks.back();
+  const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / 0x1p20; };
+  const size_t peak = peak_rss_bytes();
+  const size_t named = stats.weight_bytes + last.cache_bytes + stats.workspace_bytes;
+  fmt::print(stderr, "{}: {} frames, {:.1f} s of video\n", out, stats.chunks.size(),
+             static_cast<double>(stats.chunks.size()) / stats.fps);
+  fmt::print(stderr, "speed: {:.2f} frames/s on {} threads ({}), first frame {:.0f} ms after the start\n",
+             stats.frames_per_second(), stats.threads, stats.dtype, stats.first_frame_ms);
+  fmt::print(stderr,
+             "peak memory: {:.0f} MiB = weights {:.0f} + cache {:.0f} + workspace {:.0f} + program, "
+             "libraries and video encoder {:.0f}\n",
+             mib(peak), mib(stats.weight_bytes), mib(last.cache_bytes), mib(stats.workspace_bytes),
+             mib(peak > named ? peak - named : 0));
+}
+
+RunStats describe_run(const Context& ctx, const world::Model& model, const Session& session) {
+  RunStats stats;
+  stats.model = model.folder;
+  stats.prompt = session.options().prompt;
+  stats.memory = session.options().memory;
+  stats.dtype = name_of(model.compute);
+  stats.device = ctx.device().to_string();
+  stats.threads = ctx.threads();
+  stats.seed = session.options().seed;
+  stats.num_steps = session.options().num_steps;
+  stats.frame_width = model.config.transformer.frame_width();
+  stats.frame_height = model.config.transformer.frame_height();
+  stats.fps = world::kFramesPerSecond;
+  stats.weight_bytes = model.weight_bytes;
+  return stats;
+}
+
+// Frame after frame into the writer until all are made or someone asks for a stop.
+void play(Session& session, Walk& walk, FrameWriter& writer, const Plan& plan, bool quiet,
+          RunStats& stats) {
+  Progress progress(plan.frames, quiet);
+  stats.chunks.reserve(static_cast<size_t>(plan.frames));
+  const auto start = Clock::now();
+  for (int64_t frame = 0; frame < plan.frames && stop_signal() == 0; ++frame) {
+    const View rgb = session.step(walk.next());
+    Stopwatch watch;
+    writer.write(rgb.data<uint8_t>());
+    ChunkStats chunk = session.last_chunk();
+    chunk.write_ms = watch.lap_ms();
+    stats.chunks.push_back(chunk);
+    stats.wall_ms = ms_since(start);
+    if (frame == 0) stats.first_frame_ms = ms_since(process_start);
+    progress.show(frame + 1, chunk);
+  }
+  writer.close();
+}
+
+}  // namespace
+
+int generate(const GenerateFlags& flags) {
+  catch_stop_signals();
+  const Device device = choose_device(flags.device);
+  const DType dtype = choose_dtype(flags.dtype);
+  const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
+  const world::Config config = world::read_config(folder);
+  expect_size(flags.size, config.transformer);
+  std::unique_ptr<SavedSession> saved;
+  if (!flags.load_state.empty()) {
+    if (!flags.init.empty()) usage("--init: expected a fresh session, found --load-state");
+    saved = std::make_unique<SavedSession>(read_saved_session(flags.load_state));
+  }
+  const Plan plan = make_plan(flags, config, dtype, saved.get());
+  expect_room(plan, config, dtype);
+  expect_writable("--stats", flags.stats);
+  expect_writable("--save-state", flags.save_state);
+
+  Context ctx(device, static_cast<int>(flags.threads));
+  const world::Model model = world::load_model(ctx, folder, dtype);
+  for (const std::string& word : model.vocabulary.unknown_words(plan.session.prompt))
+    log(LogLevel::kWarning, str("prompt: the model does not know the word \"", word, '"'));
+  Session session(ctx, model, plan.session);
+  Walk walk(plan.actions, start_of(config.transformer), plan.next_action);
+  if (saved != nullptr) {
+    session.load(flags.load_state);
+    if (session.camera()) walk.continue_from(*session.camera());
+  }
+  if (!flags.init.empty()) remember_init(flags.init, config.transformer, session, walk);
+
+  RunStats stats = describe_run(ctx, model, session);
+  const auto writer =
+      open_frame_writer(flags.out, static_cast<int>(stats.frame_width),
+                        static_cast<int>(stats.frame_height), world::kFramesPerSecond);
+  try {
+    play(session, walk, *writer, plan, flags.quiet, stats);
+  } catch (const Error& error) {
+    throw Error(error.kind(), str(error.what(), "; stopped after ", stats.chunks.size(), " frames"));
+  }
+  stats.interrupted = stop_signal() != 0;
+  stats.workspace_bytes = ctx.workspace().bytes_reserved();
+  if (!flags.save_state.empty())
+    session.save(flags.save_state, {{kNoteActions, overworld::format_actions(walk.actions())},
+                                    {kNoteNextAction, std::to_string(walk.next_action())}});
+  if (!flags.stats.empty()) write_stats(flags.stats, stats);
+  if (stats.interrupted)
+    throw Error(str(stop_signal() == SIGINT ? "SIGINT" : "SIGTERM", ": expected ", plan.frames,
+                    " frames, found a request to stop; ", writer->frames_written(), " kept in ", flags.out));
+  if (!flags.quiet) print_summary(stats, flags.out);
+  return 0;
+}
+
+}  // namespace longtake::cli

@@ -1,0 +1,125 @@
+#include "inspect.h"
+
+#include <fmt/format.h>
+
+#include <cctype>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "models/world/model.h"
+#include "pipeline/session.h"
+#include "progress.h"
+
+namespace longtake::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Tensors whose names differ in layer numbers only, and agree in dtype and shape.
+struct Group {
+  size_t count = 0;
+  size_t bytes = 0;
+};
+
+// "blocks.3.ffn.0.weight" -> "blocks.*.ffn.0.weight": numbers that follow the name of a list.
+std::string pattern_of(const std::string& name) {
+  std::string out;
+  for (size_t i = 0; i < name.size();) {
+    const size_t end = std::min(name.find('.', i), name.size());
+    const std::string part = name.substr(i, end - i);
+    const bool is_number = !part.empty() && std::isdigit(static_cast<unsigned char>(part[0])) != 0;
+    const bool in_list = out.size() >= 1 && (out.ends_with("blocks.") || out.ends_with("layers."));
+    out += is_number && in_list ? "*" : part;
+    if (end < name.size()) out += '.';
+    i = end + 1;
+  }
+  return out;
+}
+
+void print_tensors(const SafetensorsIndex& index) {
+  std::map<std::string, Group> groups;
+  std::map<std::string, Group> dtypes;
+  size_t total = 0;
+  for (const TensorInfo& info : index.tensors) {
+    const size_t bytes = info.end - info.begin;
+    total += bytes;
+    Group& group = groups[fmt::format("{:<52} {:<5} {}", printable(pattern_of(info.name)),
+                                      name_of(info.dtype), info.shape.to_string())];
+    Group& dtype = dtypes[name_of(info.dtype)];
+    for (Group* g : {&group, &dtype}) {
+      ++g->count;
+      g->bytes += bytes;
+    }
+  }
+  for (const auto& [text, group] : groups)
+    fmt::print("  {:<80} x{:<4} {}\n", text, group.count, bytes_text(static_cast<double>(group.bytes)));
+  fmt::print("total: {} tensors, {}", index.tensors.size(), bytes_text(static_cast<double>(total)));
+  for (const auto& [name, group] : dtypes)
+    fmt::print("; {} {}: {}", group.count, name, bytes_text(static_cast<double>(group.bytes)));
+  fmt::print("\n");
+}
+
+void print_state(const std::string& path, const SafetensorsIndex& index) {
+  const auto saved = SavedSession::from_metadata(index.metadata, path);
+  fmt::print("{}: a saved session\n", path);
+  fmt::print("  next frame {}, seed {}, {} steps, {}\n", saved.next_frame, saved.options.seed,
+             saved.options.num_steps, printable(saved.dtype));
+  fmt::print("  memory {}", printable(saved.options.memory));
+  if (saved.options.memory == "window")
+    fmt::print(" of {} + {} frames", saved.options.sink_frames, saved.options.window_frames);
+  if (saved.camera) fmt::print(", camera at ({}, {})", saved.camera->x, saved.camera->y);
+  fmt::print("\n  model fingerprint {:016x}\n  prompt: {}\n", saved.model_fingerprint, printable(saved.options.prompt));
+  for (const auto& [key, value] : saved.notes) fmt::print("  {}: {}\n", printable(key), printable(value));
+  print_tensors(index);
+}
+
+void print_model(const std::string& folder) {
+  const world::Config config = world::read_config(folder);
+  const SafetensorsFile file(folder + "/" + world::kWeightsFile);
+  const auto& t = config.transformer;
+  const auto& e = config.text_encoder;
+  fmt::print("{}: {}\n", folder, world::kModelType);
+  fmt::print("  frames {} x {}, {} tokens each; world of {} x {} tokens\n", t.frame_width(),
+             t.frame_height(), t.frame_tokens(), t.torus_tokens, t.torus_tokens);
+  fmt::print("  transformer: dim {}, {} layers, {} heads x {}, ffn {}\n", t.dim, t.num_layers,
+             t.num_heads, t.head_dim, t.ffn_dim);
+  fmt::print("  text encoder: dim {}, {} layers, {} heads, ffn {}, {} words, at most {} tokens\n",
+             e.dim, e.num_layers, e.num_heads, e.ffn_dim, e.vocab_size, e.text_len);
+  fmt::print("  autoencoder: {} latent channels, widths {} {} {}\n",
+             config.autoencoder.latent_channels, config.autoencoder.widths[0],
+             config.autoencoder.widths[1], config.autoencoder.widths[2]);
+  fmt::print("  sampler: {} in {} steps, shift {}\n",
+             config.sampler.type == world::SamplerType::kOde ? "ode" : "renoise",
+             config.sampler.num_steps, config.sampler.shift);
+  print_tensors(file.index());
+  const auto problems = world::check_weights(config, file);
+  for (const std::string& problem : problems) fmt::print("  differs: {}\n", problem);
+  fmt::print("{}\n", problems.empty() ? "complete: every tensor is there and none is surplus"
+                                      : str("incomplete: ", problems.size(), " tensors differ"));
+}
+
+}  // namespace
+
+void inspect(const InspectFlags& flags) {
+  std::error_code error;
+  if (fs::is_directory(flags.path, error)) {
+    print_model(flags.path);
+    return;
+  }
+  const SafetensorsFile file(flags.path);
+  if (is_saved_session(file.index())) {
+    print_state(flags.path, file.index());
+    return;
+  }
+  fmt::print("{}: a safetensors checkpoint\n", flags.path);
+  for (const auto& [key, value] : file.index().metadata)
+    fmt::print("  {}: {}\n", printable(key), printable(value));
+  print_tensors(file.index());
+}
+
+}  // namespace longtake::cli
