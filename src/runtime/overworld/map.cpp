@@ -91,6 +91,8 @@ bool is_dry(const Ground& g) {
 constexpr int kRoadside = 84;     // 1/8 px that objects keep from a road
 constexpr int kHouseReach = 130;  // beyond the roadside
 constexpr int kHousePercent = 28;
+constexpr int kReefPercent = 9;
+constexpr int kReefHeight = -50;  // reefs keep off the shore
 
 // What grows where, in percent of the places for objects.
 struct Growth {
@@ -116,6 +118,9 @@ constexpr Growth growth_on(Terrain terrain) {
 
 ObjectKind choose_object(Terrain terrain, bool by_road, Rng& rng) {
   using enum ObjectKind;
+  if (terrain == Terrain::deep || terrain == Terrain::shallow) {
+    return rng.chance(kReefPercent) ? reef : none;
+  }
   const bool habitable = terrain == Terrain::grass || terrain == Terrain::meadow;
   if (by_road && habitable && rng.chance(kHousePercent)) return house;
   const Growth growth = growth_on(terrain);
@@ -175,8 +180,8 @@ void Map::build_ground() {
   const auto mountain = noise(seed_, kMountainNoise, {{12, 200}, {24, 220}, {48, 110}});
   const auto river = noise(seed_, kRiverNoise, {{8, 256}, {24, 60}});
   const auto road = noise(seed_, kRoadNoise, {{8, 200}, {16, 120}});
-  const auto warp_x = noise(seed_, kWarpXNoise, {{12, 70}, {32, 36}, {64, 14}});
-  const auto warp_y = noise(seed_, kWarpYNoise, {{12, 70}, {32, 36}, {64, 14}});
+  const auto warp_x = noise(seed_, kWarpXNoise, {{12, 64}, {32, 40}, {64, 28}});
+  const auto warp_y = noise(seed_, kWarpYNoise, {{12, 64}, {32, 40}, {64, 28}});
   for (int y = 0; y < kWorldCells; ++y) {
     for (int x = 0; x < kWorldCells; ++x) {
       const int i = y * kWorldCells + x;
@@ -313,7 +318,8 @@ void Map::place_objects() {
     const int y = cell_y * kObjectGrid + kObjectGrid / 2 + object.dy;
     const Ground foot = ground_at(x, y + 8);
     const int from_road = std::abs(foot.road) - kRoadHalfWidth;
-    if (!is_dry(foot) || from_road < kRoadside) continue;
+    const bool at_sea = foot.height < kReefHeight;
+    if (!at_sea && (!is_dry(foot) || from_road < kRoadside)) continue;
     const bool by_road = from_road < kRoadside + kHouseReach;
     object.kind = choose_object(terrain_of(foot), by_road, rng);
     if (object.kind == ObjectKind::none) continue;

@@ -64,6 +64,7 @@ enum class ObjectKind : uint8_t {
   boulder,
   flowers,
   tuft,
+  reef,
   house
 };
 

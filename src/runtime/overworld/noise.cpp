@@ -8,26 +8,28 @@ namespace longtake::overworld {
 
 namespace {
 
-// Weights of the three nearest control points at sub-position j of `scale`: they sum to 8 *
-// scale^2.
+// Weights of the three nearest control points at one sub-position of a lattice cell; they sum to
+// 2^kWeightShift.
 struct SplineWeights {
   int previous, centre, next;
 };
 
-SplineWeights spline_weights(int j, int scale) {
-  const int next = (2 * j + 1) * (2 * j + 1);
-  const int previous = (2 * scale - 2 * j - 1) * (2 * scale - 2 * j - 1);
-  return {previous, 8 * scale * scale - previous - next, next};
-}
+constexpr int kWeightShift = 12;
 
-int floor_divide(int a, int b) {
-  return a >= 0 ? a / b : -((b - 1 - a) / b);
+std::vector<SplineWeights> spline_weights(int scale) {
+  std::vector<SplineWeights> weights;
+  for (int j = 0; j < scale; ++j) {
+    const auto weight = [&](int odd) { return (odd * odd << kWeightShift) / (8 * scale * scale); };
+    const int next = weight(2 * j + 1), previous = weight(2 * (scale - j) - 1);
+    weights.push_back({previous, (1 << kWeightShift) - previous - next, next});
+  }
+  return weights;
 }
 
 void add_octave(std::vector<int>& sum, int size, Octave octave, uint64_t seed) {
   const int n = octave.lattice;
   const int scale = size / n;
-  const int unit = 8 * scale * scale;
+  const std::vector<SplineWeights> weights = spline_weights(scale);
   std::vector<int> lattice(static_cast<size_t>(n) * n);
   for (int y = 0; y < n; ++y) {
     for (int x = 0; x < n; ++x) {
@@ -38,23 +40,25 @@ void add_octave(std::vector<int>& sum, int size, Octave octave, uint64_t seed) {
   std::vector<int> wide(static_cast<size_t>(n) * size);
   for (int y = 0; y < n; ++y) {
     const int* from = &lattice[y * n];
-    for (int x = 0; x < size; ++x) {
-      const int k = x / scale;
-      const SplineWeights w = spline_weights(x % scale, scale);
-      const int v =
-          w.previous * from[(k + n - 1) % n] + w.centre * from[k] + w.next * from[(k + 1) % n];
-      wide[y * size + x] = floor_divide(v, unit);
+    int* to = &wide[y * size];
+    for (int k = 0; k < n; ++k) {
+      const int west = from[(k + n - 1) % n], centre = from[k], east = from[(k + 1) % n];
+      for (const SplineWeights& w : weights) {
+        *to++ = (w.previous * west + w.centre * centre + w.next * east) >> kWeightShift;
+      }
     }
   }
   for (int y = 0; y < size; ++y) {
     const int k = y / scale;
-    const SplineWeights w = spline_weights(y % scale, scale);
+    const SplineWeights w = weights[y % scale];
     const int* above = &wide[(k + n - 1) % n * size];
     const int* here = &wide[k * size];
     const int* below = &wide[(k + 1) % n * size];
+    int* to = &sum[y * size];
     for (int x = 0; x < size; ++x) {
-      const int v = w.previous * above[x] + w.centre * here[x] + w.next * below[x];
-      sum[y * size + x] += v / unit * octave.weight;
+      const int v =
+          (w.previous * above[x] + w.centre * here[x] + w.next * below[x]) >> kWeightShift;
+      to[x] += v * octave.weight;
     }
   }
 }

@@ -112,23 +112,26 @@ std::vector<Action> stretch(Rng& rng, int heading, int length, int fast_percent)
 }
 
 // Two trips, there and back. Fast steps keep a pose's phase on the lattice of 8 px; one slow step
-// before each way back and each new trip moves it on. The four phases differ, and a trip only goes
-// forward, so no pose can occur twice.
+// before each way back and before the second trip moves it on. The four phases differ, and a trip
+// only goes forward: no pose occurs twice.
 void go_off_phase(Walk& walk, Rng& rng) {
   const int sideways = rng.chance(50) ? 2 : 6;  // east or west
-  const int shifts[4] = {sideways, 4, sideways + 4, 0};
-  const int first_heading = rng.below(kNumDirections);
+  const int south = 4;
   const int length = std::max(1, walk.room() / 4 - 1);
-  for (int trip = 0; trip < 2; ++trip) {
-    const int heading = first_heading + trip * rng.between(2, 6);
-    const std::vector<Action> out = stretch(rng, heading, length, 100);
-    walk.add(out);
-    walk.add(move(shifts[trip * 2], false));
-    walk.add(reversed(out));
-    walk.add(move(shifts[trip * 2 + 1], false));
-  }
-  // The few frames left over by rounding lead away from the first trip, whose phase this is again.
-  while (!walk.full()) walk.add(move(first_heading + kNumDirections / 2, true));
+  const int heading = rng.below(kNumDirections);
+  const int second_heading = heading + rng.between(2, 6);
+
+  const std::vector<Action> first = stretch(rng, heading, length, 100);
+  walk.add(first);
+  walk.add(move(sideways, false));
+  walk.add(reversed(first));
+  walk.add(move(south, false));
+  const std::vector<Action> second = stretch(rng, second_heading, length, 100);
+  walk.add(second);
+  walk.add(move(sideways + kNumDirections / 2, false));
+  walk.add(reversed(second));
+  // The few frames left over lead away from the second trip, whose way back had this phase.
+  while (!walk.full()) walk.add(move(second_heading + kNumDirections / 2, true));
 }
 
 }  // namespace

@@ -255,6 +255,13 @@ void paint_boulder(Canvas& c, const Palette& p) {
   c.polygon({{10, 21}, {18, 17}, {21, 21}, {13, 25}}, shaded(p.stone, 70));
 }
 
+void paint_reef(Canvas& c, const Palette& p) {
+  c.ellipse(16, 26, 14, 8, blend(p.shallow, p.foam, 110));
+  c.ellipse(16, 26, 11, 6, p.shallow);
+  c.polygon({{9, 19}, {15, 15}, {19, 21}, {20, 29}, {6, 29}}, p.stone, 110);
+  c.polygon({{20, 22}, {25, 21}, {27, 29}, {18, 29}}, p.stone, 110);
+}
+
 void paint_flowers(Canvas& c, const Palette& p) {
   constexpr Canvas::Corner kSpots[] = {{9, 18}, {20, 15}, {14, 25}, {25, 24}, {7, 29}, {19, 32}};
   int k = 0;
@@ -309,6 +316,10 @@ Sprite paint_object(Theme theme, ObjectKind kind, int variant) {
       break;
     case ObjectKind::flowers:
       paint_flowers(c, p);
+      outline = 0;
+      break;
+    case ObjectKind::reef:
+      paint_reef(c, p);
       outline = 0;
       break;
     case ObjectKind::tuft:
@@ -473,7 +484,7 @@ Sprite paint_critter(Theme theme, bool faces_east) {
   return c.sprite();
 }
 
-constexpr int kNumObjectKinds = 9;
+constexpr int kNumObjectKinds = 10;
 constexpr int kNumRoofs = static_cast<int>(kRoofColors.size());
 
 struct Atlas {
