@@ -55,7 +55,8 @@ class ModelTest(unittest.TestCase):
         index = torch.arange(2 * tokens)
         mask = m.clean_frame_mask(index[:, None], index[None], tokens)
         attend = lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        together = net(clean, z, torch.zeros_like(t), t, camera, times, text, text_mask, attend)
+        layers = [lambda *args, block=block: block(*args, attend) for block in net.blocks]
+        together = net(clean, z, torch.zeros_like(t), t, camera, times, text, text_mask, layers)
 
         cache = m.KeyValueCache(net.config, 1, frames, "cpu", torch.float32)
         keys = net.text_keys(text)

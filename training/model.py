@@ -441,10 +441,11 @@ class Transformer(nn.Module):
         e = self.time_embedding(torch.cat([angles.cos(), angles.sin()], -1)).float()
         return e, self.time_projection(e).float().unflatten(-1, (6, -1))
 
-    def forward(self, context, noisy, context_t, noisy_t, camera, times, text, text_mask, attend, layers=None):
-        """Teacher forcing. context, noisy [B, F, C, h, w] run side by side as 2 F frames; `attend` lets a noisy frame
-        see the context frames before it and itself. Levels [B, F], camera [B, F, 2] tokens, times [B, F], text
-        [B, T, text_dim], text_mask [B, 1, 1, T]; `layers` may replace the blocks by compiled calls.
+    def forward(self, context, noisy, context_t, noisy_t, camera, times, text, text_mask, layers):
+        """Teacher forcing. context, noisy [B, F, C, h, w] run side by side as 2 F frames. Levels [B, F], camera [B, F, 2]
+        tokens, times [B, F], text [B, T, text_dim], text_mask [B, 1, 1, T]. `layers`: one call
+        (x, e0, text, text_mask, cos, sin) -> x per block, which attends so that a noisy frame sees the context frames
+        before it and itself.
         Returns the velocity [B, F, C, h, w] of the noisy frames."""
         frames = noisy.shape[1]
         twice = torch.cat([camera, camera], 1)
@@ -452,8 +453,8 @@ class Transformer(nn.Module):
         e, e0 = self.levels(torch.cat([context_t, noisy_t], 1))
         cos, sin = self.rope(twice, torch.cat([times, times], 1))
         text = self.text_embedding(text)
-        for block in layers or self.blocks:
-            x = block(x, e0, text, text_mask, cos, sin, attend)
+        for layer in layers:
+            x = layer(x, e0, text, text_mask, cos, sin)
         half = x.shape[1] // 2
         return self.unpatchify(self.head(x[:, half:], e[:, frames:]), frames)
 

@@ -105,12 +105,12 @@ class Progress:
 
 
 class Compiled:
-    """torch.compile(function), or the function itself from its first failure on. Backward graphs are compiled when first
-    run, outside this call, so the first training step goes through `first_step`."""
+    """torch.compile(fast or plain), or `plain` from the first failure on. Backward graphs are compiled when first run,
+    outside this call, so the first training step goes through `first_step`."""
 
-    def __init__(self, run: Run, name: str, function: Callable):
-        self.run, self.name, self.plain = run, name, function
-        self.fast = torch.compile(function, dynamic=False) if run.compile and run.cuda else None
+    def __init__(self, run: Run, name: str, plain: Callable, fast: Callable | None = None):
+        self.run, self.name, self.plain = run, name, plain
+        self.fast = torch.compile(fast or plain, dynamic=False) if run.compile and run.cuda else None
 
     def __call__(self, *args):
         if self.fast is not None:

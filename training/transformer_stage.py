@@ -12,10 +12,11 @@ import time
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from autoencoder_stage import to_unit
 from clips import CLIP_FRAMES, Batch, ClipLoader
-from model import Transformer, WorldModel, clean_frame_mask
+from model import Block, Transformer, WorldModel, clean_frame_mask
 from optim import Ema, Muon, average_gradients
 from run import Compiled, Progress, Run, first_step
 from sampler import shifted
@@ -41,34 +42,32 @@ def clip_kind(step: int, fraction: float) -> str:
     return "memory"
 
 
-class Attend:
-    """Attention under the teacher-forcing mask of one kind of clip: FlexAttention where it compiles, else chunks of
-    queries under a dense mask."""
+class Mask:
+    """The teacher-forcing mask of one kind of clip: `block_mask` for FlexAttention, or dense, a chunk of queries at a
+    time, where that is not to be had."""
 
     def __init__(self, kind: str, frame_tokens: int, device: torch.device, flex: bool):
         self.groups = kind == "shots"
         self.tokens = CLIP_FRAMES[kind] * frame_tokens
         self.block_mask = None
         if flex:
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            def see(batch, head, query, key):
-                return clean_frame_mask(query, key, self.tokens, self.groups)
-
             length = 2 * self.tokens
+            see = lambda batch, head, query, key: clean_frame_mask(query, key, self.tokens, self.groups)
             self.block_mask = create_block_mask(see, None, None, length, length, device=str(device), BLOCK_SIZE=128)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.block_mask is not None:
-            from torch.nn.attention.flex_attention import flex_attention
-
-            return flex_attention(q, k, v, block_mask=self.block_mask)
+    def dense_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys = torch.arange(k.shape[2], device=k.device)
         outputs = []
-        for rows in keys.split(1024):
-            mask = clean_frame_mask(rows[:, None], keys[None], self.tokens, self.groups)
-            outputs.append(F.scaled_dot_product_attention(q[:, :, rows[0] : rows[-1] + 1], k, v, attn_mask=mask))
+        for begin in range(0, k.shape[2], 1024):
+            rows = slice(begin, begin + 1024)
+            mask = clean_frame_mask(keys[rows, None], keys[None], self.tokens, self.groups)
+            outputs.append(F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask))
         return torch.cat(outputs, 2)
+
+
+def flex_layer(block: Block, block_mask, *args) -> Tensor:
+    """What is compiled: one layer, whose weights are inputs of the graph, so that all layers share it."""
+    return block(*args, lambda q, k, v: flex_attention(q, k, v, block_mask=block_mask))
 
 
 def mix(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -83,12 +82,14 @@ class TransformerTrainer:
         self.run, self.model, self.sizes = run, model, sizes
         self.net: Transformer = model.transformer
         model.autoencoder.requires_grad_(False)
-        self.frame_tokens = self.net.config.frame_tokens
+        config = self.net.config
+        self.frame_tokens = config.frame_tokens
+        self.latent_shape = (config.latent_channels, config.latent_height, config.latent_width)
         self.encoder = Compiled(run, "encoder", lambda pixels: model.autoencoder.encode(pixels))
         self.flex = run.cuda and run.compile
-        self.attend = {k: Attend(k, self.frame_tokens, run.device, self.flex) for k in sizes}
-        # One graph per kind of clip, used by all layers; a failed kind goes on without compilation alone.
-        self.graphs = {k: Compiled(run, f"layer of {k}", lambda block, *args: block(*args)) for k in sizes}
+        self.masks = {k: Mask(k, self.frame_tokens, run.device, self.flex) for k in sizes}
+        # One graph per kind of clip; where one fails, that kind goes on alone without it.
+        self.graphs = {k: Compiled(run, f"layer of {k}", self.plain_layer(k), flex_layer) for k in sizes}
         if self.flex:
             torch._dynamo.config.cache_size_limit = 256
 
@@ -111,14 +112,43 @@ class TransformerTrainer:
 
     def velocity(self, kind: str, batch: Batch, text: Tensor, context: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """Context counts as clean (level 0) whatever noise is on it: it cannot know its own mistakes in play either."""
-        mask = (batch.ids != 0)[:, None, None, :]
-        graph, attend = self.graphs[kind], self.attend[kind]
-        if graph.fast is None and self.flex:  # uncompiled FlexAttention would build the whole score matrix
-            attend.block_mask = None
-        layers = [lambda *args, block=block: graph(block, *args) for block in self.net.blocks]
+        text_mask = (batch.ids != 0)[:, None, None, :]
+        layer, block_mask = self.graphs[kind], self.masks[kind].block_mask
+        layers = [lambda *args, block=block: layer(block, block_mask, *args) for block in self.net.blocks]
         return self.net(
-            context, noisy, torch.zeros_like(t), t, batch.camera, batch.times, text, mask, attend, layers
+            context, noisy, torch.zeros_like(t), t, batch.camera, batch.times, text, text_mask, layers
         )
+
+    def plain_layer(self, kind: str):
+        """flex_layer with only its attention compiled: uncompiled FlexAttention would build the whole score matrix. If
+        that fails too, attention is dense."""
+        mask = self.masks[kind]
+        flex = lambda q, k, v: flex_attention(q, k, v, block_mask=mask.block_mask)
+        attend = Compiled(self.run, f"attention of {kind}", mask.dense_attention, flex)
+        return lambda block, block_mask, *args: block(*args, attend)
+
+    @torch.no_grad()
+    def check_layer(self, kind: str, batch: Batch) -> None:
+        """A compiled layer must agree with dense attention: a wrong graph would cost the whole run silently."""
+        if self.graphs[kind].fast is None:
+            return
+        net, mask = self.net, self.masks[kind]
+        with self.run.autocast():
+            camera, times = torch.cat([batch.camera] * 2, 1)[:1], torch.cat([batch.times] * 2, 1)[:1]
+            z = torch.randn(1, camera.shape[1], *self.latent_shape, device=self.run.device)
+            text = net.text_embedding(self.model.text_encoder(batch.ids[:1]))
+            text_mask = (batch.ids[:1] != 0)[:, None, None, :]
+            _, e0 = net.levels(torch.rand(camera.shape[:2], device=z.device))
+            args = (net.tokens(z, camera), e0, text, text_mask, *net.rope(camera, times))
+            expected = net.blocks[0](*args, mask.dense_attention).float()
+            args = tuple(x.expand(len(batch.ids), *x.shape[1:]).contiguous() for x in args)
+            found = self.graphs[kind](net.blocks[0], mask.block_mask, *args)[:1].float()
+        change = (expected - args[0][:1].float()).norm()  # what the layer adds to the residual stream
+        rounding = expected.norm() * 2**-8 if self.run.cuda else 0  # the stream itself is bf16
+        error = ((found - expected).norm() / (change + rounding)).item()
+        self.run.log(f"{kind}: compiled layer off by {error:.4f} of its update")
+        if not error < 0.05:
+            self.graphs[kind].give_up(AssertionError(f"relative error {error}"))
 
     def own_prediction(self, kind: str, batch: Batch, text: Tensor, z: Tensor, context: Tensor) -> Tensor:
         """What the model makes of every frame in one step from a high noise level, given `context`."""
@@ -180,6 +210,7 @@ class TransformerTrainer:
                 p.grad = None
 
         first_step(step, [self.graphs[kind]])
+        self.check_layer(kind, batch)
         self.run.synchronize()
         self.run.log(f"{kind}: graphs ready after {time.time() - begin:.1f} s, {self.run.peak_memory():.1f} GB")
 

@@ -1,0 +1,458 @@
+"""Measures a world model on maps that no training uses, row by row of the go / no-go table.
+
+    python training/evaluate.py models/world --out out/evaluation            # GPU: about two minutes
+    python training/evaluate.py build/tiny-run --quick --out build/eval      # CPU: few maps, few frames
+
+Measures (pictures in 0..255, all maps weigh the same):
+- PSNR to truth on seen land: over the pixels whose place in the world was in view in the 32 primed frames, for
+  generated frames of which at least a quarter is such land. Nothing that moves (critters, waves, clouds) is masked.
+- Return consistency: PSNR between the model's own frames of nearly one pose (at most 8 px apart, cropped to the part
+  common to both), more than 100 frames apart, on land that was not primed. `truth` is the same measure of the renderer:
+  what moves sets a limit below infinity.
+- Sharpness: mean absolute difference of neighbouring pixels, divided by the renderer's at the same poses.
+- Theme: a softmax classifier of 6 x 6 x 6 colour histograms, fitted on rendered pictures; its own accuracy is reported.
+- New land: terrain classes by a table from 5-bit colours, made of rendered pictures; total variation between the
+  shares of classes in generated and rendered pictures; the intersection of their 8 x 8 x 8 colour histograms.
+Routes: `exact` comes back over the very poses it went out by, `off_phase` 4 px beside them, both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import overworld
+from checkpoint import load_config, load_weights
+from model import WorldModel
+from rollout import Player
+
+PRIMED = 32
+WINDOW, SINK = 36, 1
+MAP_SEED = 500_000  # training uses seeds from 1 << 40
+THEMES = 8
+
+
+def log(text: str) -> None:
+    print(f"{time.time() - _START:6.1f} {text}", flush=True)
+
+
+_START = time.time()
+
+
+# ---- routes ----
+
+
+def there_and_back(map_idx: int, start: tuple[int, int], frames: int, off_phase: bool) -> np.ndarray:
+    """Camera xy [frames, 2]: 31 fast steps one way (primed), back, then far out at right angles into new land and back,
+    and out again. `off_phase`: every turn moves the route by 4 px both ways."""
+    turns = ((1, 0), (0, 1), (-1, 0), (0, -1))
+    along = np.array(turns[map_idx % 4])
+    aside = np.array(turns[(map_idx + (1 if map_idx // 4 % 2 else 3)) % 4])
+    far = max(8, (frames - 2 * PRIMED) * 3 // 8)
+    legs = [(along, PRIMED - 1), (-along, PRIMED - 1), (aside, far), (-aside, far), (aside, frames)]
+    xy, here = [np.array(start)], np.array(start)
+    for number, (direction, count) in enumerate(legs):
+        for step in range(count):
+            turn = off_phase and number > 0 and step == 0
+            here = here + (4 * (direction + direction[::-1]) if turn else 8 * direction)
+            xy.append(here)
+    return np.stack(xy[:frames]).astype(np.int32)
+
+
+def straight(map_idx: int, start: tuple[int, int], frames: int) -> np.ndarray:
+    """Fast steps in one of eight directions, into other regions."""
+    directions = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
+    return (np.array(start) + 8 * np.arange(frames)[:, None] * np.array(directions[map_idx % 8])).astype(np.int32)
+
+
+# ---- pictures and measures ----
+
+
+class Maps:
+    """Unseen maps with their prompts, words, and truth."""
+
+    def __init__(self, first_seed: int, count: int, text_len: int, threads: int):
+        self.count, self.threads = count, threads
+        self.pool = overworld.Pool(first_seed, count, threads)
+        self.info = [self.pool.info(m) for m in range(count)]
+        self.prompts = [self.pool.prompt(m, 17 * m + 1) for m in range(count)]
+        self.ids = torch.from_numpy(np.stack([overworld.tokenize(p, text_len) for p in self.prompts])).long()
+
+    def truth(self, xy: np.ndarray) -> Tensor:
+        """xy [maps, F, 2] -> pictures [maps, F, 128, 256, 3] u8, frame f at world time f."""
+        maps, frames = xy.shape[:2]
+        idx, t = np.arange(maps).repeat(frames), np.tile(np.arange(frames), maps)
+        x, y = xy.reshape(-1, 2).T
+        return torch.from_numpy(self.pool.render(idx, x, y, t, num_threads=self.threads)).unflatten(0, (maps, frames))
+
+    def classes(self, xy: np.ndarray) -> np.ndarray:
+        maps, frames = xy.shape[:2]
+        idx, t = np.arange(maps).repeat(frames), np.tile(np.arange(frames), maps)
+        x, y = xy.reshape(-1, 2).T
+        return self.pool.classes(idx, x, y, t, self.threads).reshape(maps, frames, 128, 256)
+
+    def region(self, map_idx: int, xy: np.ndarray) -> tuple[int, float]:
+        """The region that fills most of a camera picture, and its share of 15 sample points."""
+        points = [(x, y) for x in range(16, 256, 56) for y in (16, 64, 112)]
+        found = [self.pool.region_at(map_idx, int(xy[0]) + x, int(xy[1]) + y) for x, y in points]
+        region = max(set(found), key=found.count)
+        return region, found.count(region) / len(found)
+
+    def theme(self, map_idx: int, xy: np.ndarray) -> int | None:
+        """Theme of a camera picture, or None where regions mix or the prompt does not speak of it."""
+        region, share = self.region(map_idx, xy)
+        info = self.info[map_idx]
+        return int(info["theme"][region]) if share > 0.85 and info["mentioned"][region] else None
+
+
+def tokens(xy: np.ndarray) -> Tensor:
+    return torch.from_numpy((xy % overworld.TORUS).astype(np.float32) / 16)
+
+
+def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """dB of pictures [..., H, W, 3] u8, over mask [..., H, W] if given."""
+    error = (a.float() - b.float()).square().mean(-1)
+    value = error.mean() if mask is None else (error * mask).sum() / mask.sum().clamp(min=1)
+    return 10 * np.log10(255**2 / max(value.item(), 1e-3))
+
+
+def gradient(pictures: Tensor) -> float:
+    p = pictures.float()
+    dx = (p[..., 1:, :] - p[..., :-1, :]).abs().mean()
+    dy = (p[..., 1:, :, :] - p[..., :-1, :, :]).abs().mean()
+    return (dx + dy).item()
+
+
+def seen_masks(xy: np.ndarray, primed: int) -> Tensor:
+    """xy [F, 2] -> [F, 128, 256]: whether a pixel's place in the world was in view in the first `primed` frames."""
+    world = np.zeros((overworld.TORUS, overworld.TORUS), bool)
+    rows = (xy[:, 1, None] + np.arange(overworld.HEIGHT)) % overworld.TORUS
+    columns = (xy[:, 0, None] + np.arange(overworld.WIDTH)) % overworld.TORUS
+    for f in range(primed):
+        world[np.ix_(rows[f], columns[f])] = True
+    return torch.from_numpy(np.stack([world[np.ix_(r, c)] for r, c in zip(rows, columns)]))
+
+
+def seen_land_psnr(made: Tensor, truth: Tensor, xy: np.ndarray) -> tuple[float, dict[int, float]]:
+    """Mean over generated frames and maps, and the course over time; pictures [maps, F, ...]."""
+    by_frame: dict[int, list[float]] = {}
+    for m in range(len(made)):
+        masks = seen_masks(xy[m], PRIMED)
+        for f in range(PRIMED, made.shape[1]):
+            if masks[f].float().mean() >= 0.25:
+                by_frame.setdefault(f - PRIMED + 1, []).append(psnr(made[m, f], truth[m, f], masks[f]))
+    every = [value for values in by_frame.values() for value in values]
+    course = {f: float(np.mean(by_frame[f])) for f in (1, 16, 64, 128, 160, 180, 240) if f in by_frame}
+    return float(np.mean(every)) if every else float("nan"), course
+
+
+def return_psnr(pictures: Tensor, xy: np.ndarray, lag: int = 100) -> tuple[float, int]:
+    """Return consistency, and the number of pairs; pictures [maps, F, 128, 256, 3]."""
+    values = []
+    for m in range(len(pictures)):
+        new_land = 1 - seen_masks(xy[m], PRIMED).float().mean((1, 2))
+        for late in range(PRIMED + lag + 1, pictures.shape[1], 3):
+            early = np.arange(PRIMED, late - lag)
+            apart = np.abs(xy[m, early] - xy[m, late]).max(1)
+            if new_land[late] < 0.75 or apart.min() > 8:
+                continue
+            first = early[apart.argmin()]
+            dx, dy = (xy[m, late] - xy[m, first]).tolist()  # world pixel p is p - xy on the screen
+            a, b = pictures[m, late], pictures[m, first]
+            h, w = overworld.HEIGHT - abs(dy), overworld.WIDTH - abs(dx)
+            a = a[max(0, -dy) : max(0, -dy) + h, max(0, -dx) : max(0, -dx) + w]
+            b = b[max(0, dy) : max(0, dy) + h, max(0, dx) : max(0, dx) + w]
+            values.append(psnr(a, b))
+    return (float(np.mean(values)) if values else float("nan")), len(values)
+
+
+def histogram(pictures: Tensor, bins: int) -> Tensor:
+    """Colour shares [n, bins^3] of pictures [n, H, W, 3] u8."""
+    q = (pictures.long() * bins // 256).flatten(1, 2)
+    index = (q[..., 0] * bins + q[..., 1]) * bins + q[..., 2]
+    out = torch.zeros(len(pictures), bins**3)
+    return out.scatter_add_(1, index, torch.ones(index.shape)) / index.shape[1]
+
+
+class ThemeClassifier:
+    """Softmax regression on the square roots of colour shares; fitted on rendered pictures of single regions."""
+
+    BINS = 6
+
+    def __init__(self, text_len: int, maps: int, per_map: int, threads: int):
+        features, labels = [], []
+        rng = np.random.default_rng(0)
+        worlds = Maps(MAP_SEED + 50_000, maps, text_len, threads)
+        xy = 4 * rng.integers(0, overworld.TORUS // 4, (maps, per_map, 2)).astype(np.int32)
+        pictures = worlds.truth(xy)
+        for m in range(maps):
+            for f in range(per_map):
+                region, share = worlds.region(m, xy[m, f])
+                if share > 0.85:
+                    features.append(self.features(pictures[m, f : f + 1])[0])
+                    labels.append(int(worlds.info[m]["theme"][region]))
+        x, y = torch.stack(features), torch.tensor(labels)
+        split = len(x) * 3 // 4
+        self.weight = torch.zeros(THEMES, x.shape[1], requires_grad=True)
+        optimiser = torch.optim.Adam([self.weight], lr=0.05)
+        for _ in range(300):
+            loss = F.cross_entropy(x[:split] @ self.weight.T, y[:split]) + 1e-4 * self.weight.square().sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        self.weight.requires_grad_(False)
+        self.accuracy = ((x[split:] @ self.weight.T).argmax(1) == y[split:]).float().mean().item()
+
+    def features(self, pictures: Tensor) -> Tensor:
+        return histogram(pictures, self.BINS).sqrt()
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        return (self.features(pictures) @ self.weight.T).argmax(1)
+
+
+def share_correct(guesses: Tensor, labels: list[int | None]) -> tuple[float, int]:
+    pairs = [(int(g), label) for g, label in zip(guesses, labels) if label is not None]
+    return sum(g == label for g, label in pairs) / max(1, len(pairs)), len(pairs)
+
+
+def terrain_shares(table: np.ndarray, pictures: Tensor) -> np.ndarray:
+    q = (pictures.numpy() >> 3).astype(np.int64)
+    classes = table[(q[..., 0] << 10) + (q[..., 1] << 5) + q[..., 2]]
+    shares = np.bincount(classes[classes >= 0], minlength=10).astype(float)
+    return shares / max(1, shares.sum())
+
+
+def terrain_table(pictures: Tensor, classes: np.ndarray) -> np.ndarray:
+    """Most frequent terrain class of every 5-bit colour, -1 where the colour was not seen."""
+    q = (pictures.numpy() >> 3).astype(np.int64)
+    index = (q[..., 0] << 10) + (q[..., 1] << 5) + q[..., 2]
+    counts = np.bincount(index.ravel() * 10 + classes.ravel(), minlength=32768 * 10).reshape(32768, 10)
+    return np.where(counts.sum(1) > 0, counts.argmax(1), -1)
+
+
+def contact_sheet(path: Path, rows: list[Tensor], columns: list[int], scale: float) -> None:
+    """rows of pictures [F, 128, 256, 3]; columns = frame numbers."""
+    grid = torch.cat([torch.cat([row[c] for c in columns], 1) for row in rows], 0).numpy()
+    image = Image.fromarray(grid)
+    image.resize((int(image.width * scale), int(image.height * scale)), Image.LANCZOS).save(path, optimize=True)
+
+
+# ---- the table ----
+
+
+class Evaluation:
+    def __init__(self, args: argparse.Namespace, model: WorldModel, device: torch.device):
+        self.args, self.device, self.results = args, device, {}
+        self.text_len = model.config.text_encoder.text_len
+        self.player = Player(model, device, args.steps, args.sampler)
+        self.out = Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def put(self, name: str, value) -> None:
+        rounded = json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 4))
+        self.results[name] = rounded
+        log(f"{name}: {json.dumps(rounded)}")
+        (self.out / "results.json").write_text(json.dumps(self.results, indent=1) + "\n")
+
+    def maps(self, offset: int, count: int) -> Maps:
+        return Maps(MAP_SEED + offset, count, self.text_len, self.args.threads)
+
+    def routes(self, off_phase: bool) -> None:
+        """Rollouts from primed frames: seen land, returns, autoencoder, with full history and with a window."""
+        name = "off_phase" if off_phase else "exact"
+        maps = self.maps(1000 * off_phase, self.args.maps)
+        frames = PRIMED + self.args.frames
+        xy = np.stack([there_and_back(m, maps.info[m]["start"], frames, off_phase) for m in range(maps.count)])
+        truth = maps.truth(xy)
+        latents = self.player.encode(truth)
+        rebuilt = self.player.decode(latents)
+        quality = [psnr(rebuilt[m, f], truth[m, f]) for m in range(maps.count) for f in range(0, frames, 4)]
+        self.put(f"autoencoder_psnr.{name}", {"mean": np.mean(quality), "p10": np.quantile(quality, 0.1)})
+        pictures = {"truth": truth}
+        for history, window, sink in (("full", 0, 0), ("window", WINDOW, SINK)):
+            z = self.player.play(maps.ids, tokens(xy), latents[:, :PRIMED], window, sink)
+            pictures[history] = self.player.decode(z)
+            mean, course = seen_land_psnr(pictures[history], truth, xy)
+            self.put(f"seen_land_psnr.{name}.{history}", {"mean": mean, "course": course})
+        for history, made in pictures.items():
+            value, pairs = return_psnr(made, xy, self.args.lag)
+            self.put(f"return_psnr.{name}.{history}", {"mean": value, "pairs": pairs})
+        columns = np.linspace(PRIMED - 1, frames - 1, 9).astype(int).tolist()
+        shown = range(min(4, maps.count))
+        contact_sheet(self.out / f"sheet_{name}.png", [pictures[h][m] for m in shown for h in pictures], columns, 0.5)
+
+    def long(self) -> None:
+        """Sharpness over a long exploring walk, full history."""
+        maps = self.maps(2000, self.args.long_maps)
+        frames = PRIMED + self.args.long
+        xy = maps.pool.paths(5, frames, overworld.EXPLORE, False)
+        truth = maps.truth(xy)
+        z = self.player.play(maps.ids, tokens(xy), self.player.encode(truth[:, :PRIMED]))
+        made = self.player.decode(z)
+        marks = [f for f in (32, 128, 250, 500, 750, 1000) if PRIMED + f <= frames] or [frames - PRIMED]
+        near = {f: slice(PRIMED + f - 16, PRIMED + f) for f in marks}
+        self.put("sharpness", {f: gradient(made[:, s]) / gradient(truth[:, s]) for f, s in near.items()})
+        worst = {f: [gradient(made[m, s]) / gradient(truth[m, s]) for m in range(maps.count)] for f, s in near.items()}
+        self.put("sharpness_range", {f: [min(v), max(v)] for f, v in worst.items()})
+        columns = [PRIMED - 1, *(PRIMED + f - 1 for f in marks)]
+        shown = range(min(4, maps.count))
+        contact_sheet(self.out / "sheet_long.png", [p[m] for m in shown for p in (truth, made)], columns, 0.5)
+
+    def text(self) -> None:
+        """Themes from text alone: the first frame, with the prompt, without, and with another map's; then a straight walk
+        into another region, whose last part is also what new land is judged by."""
+        args = self.args
+        classifier = ThemeClassifier(self.text_len, *((96, 24) if not args.quick else (12, 12)), args.threads)
+        self.put("theme_classifier_accuracy_on_renderings", classifier.accuracy)
+        maps = self.maps(3000, args.text_maps)
+        xy = np.stack([straight(m, maps.info[m]["start"], args.walk) for m in range(maps.count)])
+        labels = [maps.theme(m, xy[m, 0]) for m in range(maps.count)]
+        first = lambda ids: self.player.decode(self.player.play(ids, tokens(xy[:, :1])))[:, 0]
+        empty = torch.zeros_like(maps.ids)
+        empty[:, 0] = 1
+        pictures = {"prompt": first(maps.ids), "removed": first(empty), "shuffled": first(maps.ids.roll(1, 0))}
+        truth = maps.truth(xy)
+        pictures["truth"] = truth[:, 0]
+        for name, made in pictures.items():
+            correct, judged = share_correct(classifier(made), labels)
+            self.put(f"first_frame_theme.{name}", {"accuracy": correct, "judged": judged})
+
+        made = self.player.decode(self.player.play(maps.ids, tokens(xy)))
+        entered, truth_entered = [], []
+        for frame in range(args.walk // 2, args.walk, 8):
+            new = [maps.region(m, xy[m, frame])[0] != maps.region(m, xy[m, 0])[0] for m in range(maps.count)]
+            labels = [maps.theme(m, xy[m, frame]) if new[m] else None for m in range(maps.count)]
+            entered.append(share_correct(classifier(made[:, frame]), labels))
+            truth_entered.append(share_correct(classifier(truth[:, frame]), labels))
+        for name, pairs in (("made", entered), ("truth", truth_entered)):
+            judged = sum(n for _, n in pairs)
+            self.put(
+                f"entered_region_theme.{name}",
+                {"accuracy": sum(a * n for a, n in pairs) / max(1, judged), "judged": judged},
+            )
+
+        late = slice(args.walk // 3, None, 4)  # nothing of the first frame is in view any more
+        classes = maps.classes(xy[:, late])
+        table = terrain_table(truth[:, late], classes)
+        own, real = terrain_shares(table, made[:, late]), terrain_shares(table, truth[:, late])
+        h_own, h_real = (histogram(p[:, late].flatten(0, 1), 8).mean(0) for p in (made, truth))
+        self.put(
+            "new_land",
+            {
+                "sharpness": gradient(made[:, late]) / gradient(truth[:, late]),
+                "terrain_total_variation": 0.5 * float(np.abs(own - real).sum()),
+                "terrain_shares": own.tolist(),
+                "terrain_shares_truth": real.tolist(),
+                "colour_histogram_intersection": torch.minimum(h_own, h_real).sum().item(),
+            },
+        )
+        columns = np.linspace(0, args.walk - 1, 8).astype(int).tolist()
+        shown = range(min(8, maps.count))
+        contact_sheet(self.out / "sheet_text.png", [p[m] for m in shown for p in (truth, made)], columns, 0.5)
+        (self.out / "prompts.txt").write_text("\n".join(maps.prompts[m] for m in shown) + "\n")
+
+    def samplers(self) -> None:
+        """Few steps: seen land, and sharpness of new land, by sampler and number of steps."""
+        maps = self.maps(4000, self.args.maps)
+        frames = PRIMED + min(96, self.args.frames)
+        xy = np.stack([there_and_back(m, maps.info[m]["start"], frames, True) for m in range(maps.count)])
+        truth = maps.truth(xy)
+        primed = self.player.encode(truth[:, :PRIMED])
+        before = self.player.num_steps, self.player.kind
+        for kind in ("ode", "renoise"):
+            for steps in (1, 2, 3, 4):
+                if kind == "renoise" and steps == 1:
+                    continue  # the same as ode
+                self.player.num_steps, self.player.kind = steps, kind
+                made = self.player.decode(self.player.play(maps.ids, tokens(xy), primed))
+                mean, _ = seen_land_psnr(made, truth, xy)
+                sharp = gradient(made[:, -24:]) / gradient(truth[:, -24:])
+                self.put(f"sampler.{kind}.{steps}", {"seen_land_psnr": mean, "sharpness_last_24": sharp})
+        self.player.num_steps, self.player.kind = before
+
+    def table(self) -> str:
+        """The go / no-go table, with what is measured."""
+        r = self.results
+        both = lambda row, key, pick: pick(r[f"{row}.{route}{key}"]["mean"] for route in ("exact", "off_phase"))
+        rows = []
+
+        def row(name, value, must, aim, at_most=False):
+            good = lambda bound: value <= bound if at_most else value >= bound
+            verdict = "aim" if aim is not None and good(aim) else "must" if good(must) else "SHORT"
+            rows.append(f"| {name} | {value:.3f} | {must} | {'' if aim is None else aim} | {verdict} |")
+
+        if "autoencoder_psnr.exact" in r and "autoencoder_psnr.off_phase" in r:
+            row("autoencoder PSNR, dB (worse route)", both("autoencoder_psnr", "", min), 33.5, 37)
+            row("seen land PSNR, full, dB (worse route)", both("seen_land_psnr", ".full", min), 28, 31)
+            row("return consistency, full, dB (worse route)", both("return_psnr", ".full", min), 30, 33)
+            row("return consistency, window, dB (better route)", both("return_psnr", ".window", max), 20, None, True)
+        for frame, value in r.get("sharpness", {}).items():
+            if int(frame) >= 250:
+                verdict = "aim" if 0.9 <= value <= 1.1 else "must" if 0.8 <= value <= 1.15 else "SHORT"
+                rows.append(f"| sharpness at frame {frame} | {value:.3f} | 0.8 - 1.15 | 0.9 - 1.1 | {verdict} |")
+        if "new_land" in r:
+            theme = lambda name: 100 * r[f"first_frame_theme.{name}"]["accuracy"]
+            row("first frame theme, %", theme("prompt"), 90, 99)
+            row("entered region theme, %", 100 * r["entered_region_theme.made"]["accuracy"], 80, 95)
+            row("prompt removed costs, points", theme("prompt") - theme("removed"), 50, None)
+            row("prompt shuffled costs, points", theme("prompt") - theme("shuffled"), 50, None)
+            row("new land: sharpness", r["new_land"]["sharpness"], 0.8, 0.95)
+            row("new land: 1 - terrain total variation", 1 - r["new_land"]["terrain_total_variation"], 0.8, 0.95)
+            row("new land: colour intersection", r["new_land"]["colour_histogram_intersection"], 0.8, 0.95)
+        return "\n".join(["| row | measured | must | aim | verdict |", "|---|---|---|---|---|", *rows]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="model folder, training folder, or folder of parts")
+    parser.add_argument("--out", default="training/build/evaluation")
+    parser.add_argument("--maps", type=int, default=16)
+    parser.add_argument("--frames", type=int, default=240, help="generated after the primed ones")
+    parser.add_argument("--long", type=int, default=1000, help="frames of the long walk")
+    parser.add_argument("--long-maps", type=int, default=16)
+    parser.add_argument("--text-maps", type=int, default=48)
+    parser.add_argument("--walk", type=int, default=136, help="frames of the straight walk")
+    parser.add_argument("--lag", type=int, default=100)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--sampler", choices=("ode", "renoise"))
+    parser.add_argument("--threads", type=int, default=16)
+    parser.add_argument("--parts", default="text,exact,off_phase,long,samplers")
+    parser.add_argument("--quick", action="store_true", help="few maps and frames")
+    args = parser.parse_args()
+    if args.quick:
+        args.maps, args.frames, args.long, args.long_maps, args.text_maps = 2, 24, 24, 2, 4
+        args.walk, args.lag, args.threads = 6, 4, 2
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
+    config = load_config(args.model)
+    model = WorldModel(config)
+    model.load_state_dict(load_weights(args.model))
+    args.steps = args.steps or config.sampler.num_steps
+    args.sampler = args.sampler or config.sampler.type
+    evaluation = Evaluation(args, model.eval(), device)
+    run = {
+        "text": evaluation.text,
+        "exact": lambda: evaluation.routes(False),
+        "off_phase": lambda: evaluation.routes(True),
+        "long": evaluation.long,
+        "samplers": evaluation.samplers,
+    }
+    for part in args.parts.split(","):
+        run[part]()
+        if device.type == "cuda":
+            log(f"{part}: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    table = evaluation.table()
+    (evaluation.out / "table.md").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
