@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <limits>
 #include <set>
 #include <string>
 #include <utility>
@@ -78,6 +79,15 @@ TEST(Render, WorldIsATorus) {
   const Map map = map_of_seed(7);
   const Frame frame = frame_of(map, {3000, 2990}, 3);
   EXPECT_EQ(frame, frame_of(map, {3000 - kWorldSize, 2990 + 2 * kWorldSize}, 3));
+}
+
+TEST(Render, AnyTimeAndPlaceIsFine) {
+  const Map map = map_of_seed(7);
+  constexpr int kLast = std::numeric_limits<int>::max(), kFirst = std::numeric_limits<int>::min();
+  EXPECT_EQ(frame_of(map, {8, 8}, 5), frame_of(map, {8, 8}, 5 + 2048));
+  frame_of(map, {kLast, kFirst}, kLast);
+  frame_of(map, {kFirst, kLast}, kFirst);
+  EXPECT_LT(map.region_at(kLast, kFirst), kNumRegions);
 }
 
 // A pixel belongs to its place: what two cameras both see at one time is equal, byte for byte.

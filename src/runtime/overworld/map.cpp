@@ -281,11 +281,11 @@ Ground Map::ground_at(int x, int y) const {
 }
 
 int Map::region_at(int x, int y) const {
-  const uint8_t plain =
-      cell_region(wrap(x, kWorldSize) / kCellSize, wrap(y, kWorldSize) / kCellSize);
+  const int px = wrap(x, kWorldSize), py = wrap(y, kWorldSize);
+  const uint8_t plain = cell_region(px / kCellSize, py / kCellSize);
   if (plain != kMixedRegion) return plain;
-  const Ground g = ground_at(x, y);
-  return region_of(x + g.warp_x, y + g.warp_y);
+  const Ground g = ground_at(px, py);
+  return region_of(px + g.warp_x, py + g.warp_y);
 }
 
 // About three in four cells of 256 px hold a landmark, on dry land if there is any.

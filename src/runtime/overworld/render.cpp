@@ -157,10 +157,15 @@ ColorLanes paint_ground(const GroundRow& g, const Palette& p, Lanes foam_reach) 
   return color;
 }
 
+// Everything that moves comes round after this many frames, clouds last.
+constexpr int kPeriod = 2048;
+
 class FramePainter {
  public:
   FramePainter(const Map& map, Point camera, int time)
-      : map_(map), time_(time), camera_{wrap(camera.x, kWorldSize), wrap(camera.y, kWorldSize)} {
+      : map_(map),
+        time_(wrap(time, kPeriod)),
+        camera_{wrap(camera.x, kWorldSize), wrap(camera.y, kWorldSize)} {
     left_ = camera_.x / kCellSize * kCellSize;
     for (int k = 0; k < kColumns + 2; ++k) {
       columns_[k] = wrap(left_ / kCellSize + k - 1, kWorldCells);
@@ -370,7 +375,7 @@ class FramePainter {
   }
 
   const Map& map_;
-  int time_;
+  int time_;                   // in [0, kPeriod)
   Point camera_;               // on the torus
   int left_;                   // world x of the first column of the planes
   int columns_[kColumns + 2];  // cells, one more on either side
