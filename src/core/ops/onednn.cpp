@@ -66,6 +66,14 @@ dnnl::memory pack(Context& ctx, View weight, View scale, const dnnl::memory::dim
   return to;
 }
 
+dnnl::memory repacked(const dnnl::memory& weight, const dnnl::memory::desc& packed) {
+  if (weight.get_desc() == packed) return weight;
+  dnnl::memory from = weight;
+  dnnl::memory to(packed, engine());
+  dnnl::reorder(from, to).execute(stream(), from, to);
+  return to;
+}
+
 dnnl::memory copy_bias(View bias) {
   if (bias.empty()) return {};
   dnnl::memory out({{bias.numel()}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::a},

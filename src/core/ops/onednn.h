@@ -27,6 +27,9 @@ Tensor dequantize(Context& ctx, View weight, View scale);
 dnnl::memory pack(Context& ctx, View weight, View scale, const dnnl::memory::dims& dims,
                   dnnl::memory::format_tag plain, const dnnl::memory::desc& packed);
 
+// weight in another layout; the same memory when it has that layout already.
+dnnl::memory repacked(const dnnl::memory& weight, const dnnl::memory::desc& packed);
+
 // Bias as a primitive's argument; empty memory when there is none.
 dnnl::memory copy_bias(View bias);
 
@@ -34,6 +37,7 @@ dnnl::memory copy_bias(View bias);
 struct Primitive {
   dnnl::primitive primitive;
   dnnl::memory::desc src, dst, scratchpad;
+  dnnl::memory weight = {};  // when kernels of one layer want different layouts
 };
 
 // Runs with scratch memory from ctx's workspace and ctx's number of threads.
