@@ -10,10 +10,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
+import checkpoint
+import clips
+import evaluate
 import make_tiny
 import model as m
 import noise
+import optim
+import overworld
 import reference
+import sampler
+from transformer_stage import Mask
 
 
 def tiny_model(seed: int = 0) -> m.WorldModel:
@@ -101,6 +108,113 @@ class ModelTest(unittest.TestCase):
         x = torch.arange(8.0).view(1, 8, 1, 1)
         out = torch.nn.functional.pixel_shuffle(x, 2)
         self.assertEqual(out[0, 1].tolist(), [[4, 5], [6, 7]])
+
+
+class MaskTest(unittest.TestCase):
+    def test_shots_see_nothing_of_each_other(self):
+        tokens = 8 * 128
+        frames = torch.arange(0, 2 * tokens, 128)
+        see = m.clean_frame_mask(frames[:, None], frames[None], tokens, groups=True)
+        noisy = see[8:]
+        self.assertEqual(noisy.sum(1).tolist(), [1, 1, 1, 2, 1, 2, 3, 4])  # itself and the earlier ones of its shot
+        self.assertEqual(noisy[:, 8:].int().tolist(), torch.eye(8).int().tolist())
+        self.assertFalse(see[:8, 8:].any())
+
+    def test_dense_attention_equals_one_masked_softmax(self):
+        mask = Mask("shots", 128, torch.device("cpu"), flex=False)
+        q, k, v = torch.randn(3, 1, 1, 2 * mask.tokens, 8)
+        index = torch.arange(2 * mask.tokens)
+        see = m.clean_frame_mask(index[:, None], index[None], mask.tokens, True)
+        scores = (q @ k.mT / 8**0.5).masked_fill(~see, -torch.inf)
+        torch.testing.assert_close(mask.dense_attention(q, k, v), scores.softmax(-1) @ v, rtol=1e-4, atol=1e-5)
+
+
+class OptimTest(unittest.TestCase):
+    def test_orthogonalised_has_singular_values_near_one(self):
+        for shape in ((3, 32, 96), (2, 96, 32)):
+            values = torch.linalg.svdvals(optim.orthogonalised(torch.randn(shape)))
+            self.assertGreater(values.min(), 0.4)
+            self.assertLess(values.max(), 1.4)
+
+    def test_the_average_starts_short(self):
+        p = torch.nn.Parameter(torch.zeros(1))
+        ema = optim.Ema([p], 0.998)
+        p.data.fill_(1)
+        for _ in range(200):
+            ema.update()
+        self.assertGreater(ema.values[0].item(), 0.95)
+
+
+class SamplerTest(unittest.TestCase):
+    def test_levels(self):
+        levels = sampler.noise_levels(4, 2.5)
+        self.assertEqual((levels[0], levels[-1]), (1, 0))
+        self.assertAlmostEqual(levels[2], 2.5 * 0.5 / 1.75)
+
+    def test_an_exact_velocity_reaches_the_target(self):
+        target = torch.randn(1, 4)
+        for kind in ("ode", "renoise"):
+            z = sampler.sample_frame(lambda z, t, k: (z - target) / t, lambda k: torch.randn(1, 4), 3, 2.5, kind)
+            torch.testing.assert_close(z, target, rtol=1e-4, atol=1e-4)
+
+
+class WorldTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.pool = overworld.Pool(9, 2)
+
+    def test_batches_are_what_they_say(self):
+        rng = np.random.default_rng(0)
+        for kind in ("shots", "short"):
+            batch = clips.make_batch(kind, 2, self.pool, rng, 384, pin=False)
+            frames = clips.CLIP_FRAMES[kind]
+            self.assertEqual(batch.pixels.shape, (2, frames, 128, 256, 3))
+            self.assertEqual(batch.ids.shape, (2, 384))
+            self.assertTrue((batch.camera * 4 == (batch.camera * 4).round()).all())
+            self.assertTrue(((batch.camera >= 0) & (batch.camera < 192)).all())
+
+    def test_memory_clips_increase_and_end_consecutive(self):
+        walk = self.pool.paths(1, 1280, overworld.EXPLORE, True)[0]
+        rng = np.random.default_rng(1)
+        spans = []
+        for _ in range(50):
+            times = clips.memory_times(walk, 128, rng)
+            self.assertEqual(len(times), 128)
+            self.assertTrue((np.diff(times) > 0).all())
+            self.assertTrue((np.diff(times[64:]) == 1).all())
+            spans.append(times[-1] - times[0])
+        self.assertGreater(max(spans), 900)
+
+    def test_truth_returns_to_itself(self):
+        """The measure aligns places: what stands still agrees exactly, at shifted poses too."""
+        maps = evaluate.Maps(5, 1, 384, 1)
+        for off_phase in (False, True):
+            xy = np.stack([evaluate.there_and_back(0, maps.info[0]["start"], 180, off_phase)])
+            still = np.empty((1, 180, 128, 256, 3), np.uint8)
+            world = np.random.default_rng(0).integers(0, 255, (overworld.TORUS, overworld.TORUS, 3), np.uint8)
+            for f, (x, y) in enumerate(xy[0]):
+                rows, columns = (y + np.arange(128)) % overworld.TORUS, (x + np.arange(256)) % overworld.TORUS
+                still[0, f] = world[np.ix_(rows, columns)]
+            value, pairs = evaluate.return_psnr(torch.from_numpy(still), xy, lag=30)
+            self.assertGreater(pairs, 0)
+            self.assertGreater(value, 70)
+
+
+class CheckpointTest(unittest.TestCase):
+    def test_parts_come_back(self):
+        model = tiny_model()
+        with tempfile.TemporaryDirectory() as folder:
+            whole, checkpoint.PART_BYTES = checkpoint.PART_BYTES, 300_000
+            try:
+                out = Path(folder, "ema")
+                checkpoint.save_parts(out, model.config, make_tiny.WORDS, model.state_dict(), "bf16")
+            finally:
+                checkpoint.PART_BYTES = whole
+            self.assertGreater(len(list(out.glob("part*"))), 1)
+            state = checkpoint.load_weights(folder)
+            self.assertEqual(checkpoint.load_config(folder), model.config)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-2, atol=1e-3)
 
 
 class ReferenceTest(unittest.TestCase):

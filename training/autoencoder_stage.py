@@ -46,8 +46,6 @@ def reconstruction_loss(autoencoder: Autoencoder, pixels: Tensor, noise: Tensor)
 def train_autoencoder(run: Run, model: WorldModel, batch: int, progress: Progress, threads: int, save) -> None:
     """save(weights of the model) is called about every minute."""
     net = model.autoencoder
-    if run.cuda:
-        net.to(memory_format=torch.channels_last)
     params = list(net.parameters())
     optimiser = torch.optim.AdamW(params, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=1e-3, fused=run.cuda)
     ema = Ema(params, 0.998)

@@ -404,7 +404,8 @@ class Evaluation:
             row("entered region theme, %", 100 * r["entered_region_theme.made"]["accuracy"], 80, 95)
             row("prompt removed costs, points", theme("prompt") - theme("removed"), 50, None)
             row("prompt shuffled costs, points", theme("prompt") - theme("shuffled"), 50, None)
-            row("new land: sharpness", r["new_land"]["sharpness"], 0.8, 0.95)
+            sharpness = r["new_land"]["sharpness"]
+            row("new land: sharpness (or its inverse)", min(sharpness, 1 / sharpness), 0.8, 0.95)
             row("new land: 1 - terrain total variation", 1 - r["new_land"]["terrain_total_variation"], 0.8, 0.95)
             row("new land: colour intersection", r["new_land"]["colour_histogram_intersection"], 0.8, 0.95)
         return "\n".join(["| row | measured | must | aim | verdict |", "|---|---|---|---|---|", *rows]) + "\n"

@@ -526,14 +526,16 @@ def quantise(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape), scale
 
 
-def pack(state: dict[str, Tensor], storage: str) -> dict[str, Tensor]:
-    """state -> tensors of a weight file; storage: `int8` rows, `bf16` or `f32`."""
+def pack(state: dict[str, Tensor], storage: str, bf16: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """state -> tensors of a weight file; storage: `int8` rows, `bf16` or `f32`. Names that start with one of `bf16` are
+    kept in bf16 where they would be int8."""
     tensors = {}
     for name, value in state.items():
         value = value.detach().float().cpu().contiguous()
-        if storage == "int8" and is_quantised(name, value):
+        wide = storage == "bf16" or name.startswith(bf16)
+        if storage == "int8" and not wide and is_quantised(name, value):
             tensors[name], tensors[name + ".scale"] = quantise(value)
-        elif storage == "bf16" and value.ndim > 1:
+        elif wide and value.ndim > 1:
             tensors[name] = value.bfloat16()
         else:
             tensors[name] = value
@@ -552,14 +554,14 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def save_model(folder: str | Path, config: WorldConfig, state: dict[str, Tensor], words: list[str], storage="int8"):
+def save_model(folder: str | Path, config: WorldConfig, state: dict[str, Tensor], words: list[str], storage="int8", bf16=()):
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.to_json())
     (folder / "vocabulary.txt").write_text("".join(word + "\n" for word in words))
-    save_file(pack(state, storage), folder / "model.safetensors")
+    save_file(pack(state, storage, tuple(bf16)), folder / "model.safetensors")
 
 
 def load_model(folder: str | Path) -> WorldModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Callable
@@ -18,7 +19,7 @@ class Run:
     def __init__(self, rank: int, ranks: int, out: str | Path, device: str, compile: bool):
         self.rank, self.ranks, self.out, self.compile = rank, ranks, Path(out), compile
         self.cuda = device == "cuda"
-        self.device = torch.device("cuda", rank) if self.cuda else torch.device("cpu")
+        self.device = torch.device("cuda:0" if self.cuda else "cpu")
         self.out.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         if self.cuda:
@@ -26,7 +27,10 @@ class Run:
             torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")
         if ranks > 1:
-            dist.init_process_group("nccl" if self.cuda else "gloo", rank=rank, world_size=ranks)
+            device_id = self.device if self.cuda else None
+            dist.init_process_group(
+                "nccl" if self.cuda else "gloo", rank=rank, world_size=ranks, device_id=device_id
+            )
         # A second group on the CPU: the clock is shared without waiting for the GPU.
         self._clock_group = dist.new_group(backend="gloo") if ranks > 1 else None
 
@@ -147,8 +151,6 @@ def cosine(fraction: float, floor: float = 0.0) -> float:
 
 def warm_processes(command: list[str], names: list[str], out: Path) -> list:
     """Starts `command name` in the background for each name: they compile into the caches on disk."""
-    import subprocess
-
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "6"}
     logs = [open(out / f"warm-{name}.log", "w") for name in names]
     return [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -71,11 +72,16 @@ def initial_model(args: argparse.Namespace, words: list[str]) -> WorldModel:
 
 
 def worker(rank: int, args: argparse.Namespace) -> None:
+    if args.cuda and args.ranks > 1:  # every process sees one GPU, number 0, so that all share the compiled graphs
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank] if len(visible) >= args.ranks else str(rank)
     run = Run(rank, args.ranks, args.out, "cuda" if args.cuda else "cpu", not args.no_compile)
     torch.manual_seed(args.seed)
     words = overworld.vocabulary()
     model = initial_model(args, words).to(run.device)
     broadcast_parameters(model)
+    if run.cuda:
+        model.autoencoder.to(memory_format=torch.channels_last)
     torch.manual_seed(args.seed + 1000 * (rank + 1))  # noise differs between processes
     sizes = {kind: max(1, args.frames // CLIP_FRAMES[kind]) for kind in KINDS}
     if args.tiny:
@@ -105,7 +111,10 @@ def worker(rank: int, args: argparse.Namespace) -> None:
     if args.dit_seconds > 0:
         begin = time.time()
         for process in warmers:
-            process.wait(timeout=400)
+            try:
+                process.wait(timeout=max(1, begin + 240 - time.time()))
+            except subprocess.TimeoutExpired:
+                process.kill()
         run.barrier()
         run.log(f"waited {time.time() - begin:.1f} s for the graphs")
         trainer = TransformerTrainer(run, model, sizes)
@@ -136,7 +145,8 @@ def main() -> None:
         return
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 1000))
-    os.environ["WORLD_SIZE"] = str(args.ranks)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine, perhaps without a network
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(worker, (args,), args.ranks)
 
 

@@ -1,0 +1,62 @@
+#!/bin/bash
+# Drives a training on a GPU machine that is only reached by single commands and keeps nothing: start it in the
+# background, poll it, and carry the results out under $OUT (at most 8 files of 16 MiB a call).
+#
+#   training/gpu_run.sh smoke                     both stages for a few steps at full size, then the evaluation's shape
+#   training/gpu_run.sh start [train.py options]  training in the background, log in training/build/run/train.log
+#   training/gpu_run.sh poll [SECONDS [ema|export]]
+#                                                 waits that long (less if training ends), prints the log's end, copies
+#                                                 the log, and the checkpoint if one is named
+#   training/gpu_run.sh evaluate [evaluate.py options]
+#                                                 in the foreground, of the newest checkpoint; copies tables and sheets
+set -u
+cd "$(dirname "$0")/.."
+out=${OUT:-training/build/out}
+run=training/build/run
+export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=4 TORCHINDUCTOR_COMPILE_THREADS=8
+mkdir -p "$out" "$run"
+
+copy_checkpoint() { # ema: bf16, four parts; export: int8, two parts
+  cp "$run/$1"/part*.safetensors "$run/$1/config.json" "$out/" && cp "$run/progress.json" "$out/"
+}
+
+case ${1:-} in
+smoke)
+  nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
+  timeout 400 python3 training/train.py --smoke --out training/build/smoke 2>&1 | grep -v Warning | tail -n 80
+  tail -n 5 training/build/smoke/warm-*.log
+  timeout 150 python3 training/evaluate.py training/build/smoke --quick --out "$out"
+  ;;
+start)
+  shift
+  setsid nohup python3 training/train.py --out "$run" "$@" >"$run/stdout.log" 2>&1 </dev/null &
+  echo $! >"$run/pid"
+  echo "started process $!"
+  ;;
+poll)
+  seconds=${2:-60}
+  for ((i = 0; i < seconds; i += 5)); do
+    kill -0 "$(cat "$run/pid")" 2>/dev/null || { echo "training has ended"; break; }
+    sleep 5
+  done
+  tail -n 25 "$run/train.log"
+  tail -qn 3 "$run"/warm-*.log
+  echo "--- stdout"
+  grep -v -i warn "$run/stdout.log" | tail -n 5
+  nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader
+  uptime
+  cp "$run/train.log" "$out/"
+  [ $# -ge 3 ] && copy_checkpoint "$3"
+  ls -la "$run" "$out"
+  ;;
+evaluate)
+  shift
+  python3 training/evaluate.py "$run" --out training/build/evaluation "$@"
+  cp training/build/evaluation/{results.json,table.md} "$out/"
+  cp training/build/evaluation/sheet_*.png "$out/"
+  ;;
+*)
+  sed -n '2,14p' "$0"
+  exit 2
+  ;;
+esac
