@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
 #include <exception>
 #include <string>
 #include <vector>
@@ -116,11 +116,20 @@ Picture first_frame(uint64_t seed) {
   return picture;
 }
 
+uint64_t parse_seed(const char* text) {
+  char* end = nullptr;
+  const uint64_t seed = std::strtoull(text, &end, 10);
+  if (end == text || *end != '\0') {
+    throw Error(ErrorKind::kUsage, str("seed: expected a whole number, found \"", text, '"'));
+  }
+  return seed;
+}
+
 int run(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   if (argc < 3 || argc > 4)
     throw Error(ErrorKind::kUsage, "usage: overworld_sheet themes|maps|torus|frame OUT.png [SEED]");
-  const uint64_t seed = argc > 3 ? std::stoull(argv[3]) : 1;
+  const uint64_t seed = argc > 3 ? parse_seed(argv[3]) : 1;
   if (what == "themes") {
     write_png(theme_sheet(seed), argv[2]);
   } else if (what == "maps") {

@@ -97,8 +97,8 @@ constexpr std::string_view kLandNouns[] = {"land", "country", "landscape", "real
 
 constexpr std::string_view kMiddleNames[] = {"middle", "centre", "center", "heart"};
 
-// {in} place, {the} place, {T} theme and noun with its article, {t} theme and noun, {F} forest, {S}
-// sea, {L} landmark with its article.
+// {the} place, {T} theme and noun with their article, {F} forest, {S} sea, {L} landmark with its
+// colour and article.
 constexpr std::string_view kRegionTemplates[] = {
     "in {the} there is {T} with {F} and {S} , and {L} stands there .",
     "in {the} there is {T} . it has {S} and {F} . {L} marks the way .",

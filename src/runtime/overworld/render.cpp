@@ -385,6 +385,12 @@ class FramePainter {
 
 }  // namespace
 
+// Built twice, with everything inlined: for any x86-64 and for AVX2, chosen when the library is
+// loaded. (ThreadSanitizer cannot run code while the loader chooses.)
+#if defined(__x86_64__) && !defined(__AVX2__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
+__attribute__((target_clones("avx2", "default"), flatten))
+#endif
 void render_frame(const Map& map, Point camera, int time, uint8_t* rgb, uint8_t* terrain) {
   FramePainter(map, camera, time).paint(rgb, terrain);
 }
