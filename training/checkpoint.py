@@ -89,8 +89,8 @@ class Saver:
         self._thread: threading.Thread | None = None
 
     def save(self, weights: dict[str, Tensor], progress: dict, state: dict | None = None) -> bool:
-        """weights = averaged; state = what a resumed run needs besides. Refuses weights that are not finite, so that the
-        last good checkpoint stays."""
+        """weights = averaged; state = what a resumed run needs besides. Refuses weights that are not finite, so that
+        the last good checkpoint stays."""
         self.wait()
         weights = {name: value.detach().float().cpu().clone() for name, value in weights.items()}
         if not all(value.isfinite().all() for value in weights.values()):

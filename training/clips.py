@@ -34,7 +34,8 @@ class Batch:
     ids: Tensor  # [B, T] words, 0 = padding
 
     def to(self, device) -> Batch:
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in ("pixels", "camera", "times", "ids")))
+        parts = (self.pixels, self.camera, self.times, self.ids)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
 
 def shot_times(walk_frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -77,7 +78,9 @@ def torus_tokens(xy: np.ndarray) -> Tensor:
     return torch.from_numpy((xy % overworld.TORUS).astype(np.float32) / 16)
 
 
-def make_batch(kind: str, batch: int, pool: overworld.Pool, rng: np.random.Generator, text_len: int, pin: bool) -> Batch:
+def make_batch(
+    kind: str, batch: int, pool: overworld.Pool, rng: np.random.Generator, text_len: int, pin: bool
+) -> Batch:
     """A batch of clips of `kind` from the maps of a pool. One path kind for the whole pool and batch."""
     frames = CLIP_FRAMES[kind]
     maps = np.arange(batch) % pool.num_maps
@@ -89,8 +92,10 @@ def make_batch(kind: str, batch: int, pool: overworld.Pool, rng: np.random.Gener
         walk = WALK_FRAMES[kind]
         path_kind = int(rng.choice(PATH_KINDS, p=PATH_SHARES))
         walks = pool.paths(int(rng.integers(1 << 62)), walk, path_kind, True)
-        choose = (lambda w: shot_times(walk, rng)) if kind == "shots" else (lambda w: memory_times(w, frames, rng))
-        times = np.stack([choose(walks[m]) for m in maps])
+        if kind == "shots":
+            times = np.stack([shot_times(walk, rng) for _ in maps])
+        else:
+            times = np.stack([memory_times(walks[m], frames, rng) for m in maps])
         xy = np.take_along_axis(walks[maps], times[:, :, None], 1)
         ids = np.stack([prompt_ids(pool, m, rng, text_len) for m in maps])
     pixels = torch.empty(batch, frames, overworld.HEIGHT, overworld.WIDTH, 3, dtype=torch.uint8, pin_memory=pin)
@@ -110,7 +115,9 @@ class ClipLoader:
     number of worlds is unbounded. About `depth` batches of every kind lie ready. `rank` of `ranks` processes draw
     disjoint seeds."""
 
-    def __init__(self, sizes: dict[str, int], threads: int, text_len: int, pin: bool, rank=0, ranks=1, uses=4, depth=12):
+    def __init__(
+        self, sizes: dict[str, int], threads: int, text_len: int, pin: bool, rank=0, ranks=1, uses=4, depth=12
+    ):
         self.sizes, self.text_len, self.pin, self.uses, self.depth = sizes, text_len, pin, uses, depth
         self.queues = {kind: queue.SimpleQueue() for kind in sizes}
         self._promised = dict.fromkeys(sizes, 0)  # batches lying ready or being made

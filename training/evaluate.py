@@ -307,8 +307,8 @@ class Evaluation:
         contact_sheet(self.out / "sheet_long.png", [p[m] for m in shown for p in (truth, made)], columns, 0.5)
 
     def text(self) -> None:
-        """Themes from text alone: the first frame, with the prompt, without, and with another map's; then a straight walk
-        into another region, whose last part is also what new land is judged by."""
+        """Themes from text alone: the first frame, with the prompt, without, and with another map's; then a straight
+        walk into another region, whose last part is also what new land is judged by."""
         args = self.args
         classifier = ThemeClassifier(self.text_len, *((96, 24) if not args.quick else (12, 12)), args.threads)
         self.put("theme_classifier_accuracy_on_renderings", classifier.accuracy)

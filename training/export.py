@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("checkpoint", help="training folder or folder of parts")
     parser.add_argument("folder", nargs="?", default="models/world")
     parser.add_argument("--storage", choices=("int8", "bf16", "f32"), default="int8")
-    parser.add_argument("--bf16", nargs="*", default=[], metavar="PREFIX", help="tensors kept in bf16, e.g. autoencoder.decoder")
+    parser.add_argument("--bf16", nargs="*", default=[], metavar="PREFIX", help="tensors kept in bf16")
     parser.add_argument("--steps", type=int, help="sampling steps to ship")
     parser.add_argument("--sampler", choices=("ode", "renoise"))
     parser.add_argument("--maps", type=int, default=2, help="to measure the cost on; 0 measures nothing")

@@ -8,7 +8,7 @@
 #                                                 waits that long (less if training ends), prints the log's end, copies
 #                                                 the log, and the checkpoint if one is named
 #   training/gpu_run.sh evaluate [evaluate.py options]
-#                                                 in the foreground, of the newest checkpoint; copies tables and sheets
+#                                                 in the foreground, of the newest checkpoint; tables and sheets
 set -u
 cd "$(dirname "$0")/.."
 out=${OUT:-training/build/out}
@@ -51,9 +51,7 @@ poll)
   ;;
 evaluate)
   shift
-  python3 training/evaluate.py "$run" --out training/build/evaluation "$@"
-  cp training/build/evaluation/{results.json,table.md} "$out/"
-  cp training/build/evaluation/sheet_*.png "$out/"
+  python3 training/evaluate.py "$run" --out "$out" "$@"
   ;;
 *)
   sed -n '2,14p' "$0"

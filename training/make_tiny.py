@@ -9,7 +9,10 @@ import torch
 
 from model import WorldModel, save_model, tiny_config
 
-WORDS = "<pad> <unk> . , a and with land summer winter desert north south east west in the is there forest water red tower stands".split()
+WORDS = (
+    "<pad> <unk> . , a and with land summer winter desert north south east west in the is there forest water red tower "
+    "stands"
+).split()
 
 
 def randomise(model: torch.nn.Module) -> None:

@@ -290,7 +290,7 @@ class Block(nn.Module):
         """e0 [B, F, 6, dim] -> shift1, scale1, gate1, shift2, scale2, gate2, each [B, F, 1, dim]."""
         return tuple(part for part in (self.modulation.float() + e0.float()).split(1, 2))
 
-    def qkv(self, x: Tensor, shift: Tensor, scale: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x, shift, scale, cos, sin) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, dim] -> rotated q and k, and v, each [B, N, L, D]."""
         q, k, v = joint_qkv(self.self_attn, modulate(x, shift, scale, self.eps))
         q = rms_norm(q, self.self_attn.norm_q.weight, self.eps)
@@ -554,7 +554,9 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def save_model(folder: str | Path, config: WorldConfig, state: dict[str, Tensor], words: list[str], storage="int8", bf16=()):
+def save_model(
+    folder: str | Path, config: WorldConfig, state: dict[str, Tensor], words: list[str], storage="int8", bf16=()
+) -> None:
     from safetensors.torch import save_file
 
     folder = Path(folder)

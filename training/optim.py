@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 class Muon:
-    """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), for the matrices of the transformer layers. Matrices
-    of equal shape go through as one batch. Updates have the root mean square of Adam's, so one learning rate fits both."""
+    """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), for the matrices of the transformer layers.
+    Matrices of equal shape go through as one batch. Updates have the root mean square of
+    Adam's, so one learning rate fits both."""
 
     def __init__(self, params: list[torch.nn.Parameter], momentum: float = 0.95, weight_decay: float = 0.01):
         self.momentum, self.weight_decay = momentum, weight_decay

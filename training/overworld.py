@@ -1,4 +1,4 @@
-"""The embedded world's renderer for the trainer: a thin ctypes layer over its C interface (src/runtime/overworld/c_api.h).
+"""The embedded world's renderer for the trainer: a thin ctypes layer over src/runtime/overworld/c_api.h.
 
 Calls release the interpreter lock, so a few threads fill batches while the GPU works. The library is built on first use
 with one compiler command; LONGTAKE_OVERWORLD names another build of it.

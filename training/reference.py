@@ -30,7 +30,9 @@ def token_ids(folder: str | Path, prompt: str) -> list[int]:
     return [words.get(word, 1) for word in spaced.split()] or [1]
 
 
-def run(folder: str | Path, prompt: str, frames: int, seed: int, start: tuple[int, int], move: tuple[int, int]) -> dict[str, Tensor]:
+def run(
+    folder: str | Path, prompt: str, frames: int, seed: int, start: tuple[int, int], move: tuple[int, int]
+) -> dict[str, Tensor]:
     """Camera at `start` world pixels, moved by `move` pixels every frame. Returns the named tensors above."""
     model = load_model(folder)
     config = model.config
@@ -75,7 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("output")
-    parser.add_argument("--prompt", default="in the north there is a winter land with forest , and a red tower stands there .")
+    prompt = "in the north there is a winter land with forest , and a red tower stands there ."
+    parser.add_argument("--prompt", default=prompt)
     parser.add_argument("--frames", type=int, default=3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--start", type=int, nargs=2, default=(1400, 1480), metavar=("X", "Y"), help="world pixels")

@@ -1,4 +1,4 @@
-"""What the training stages share: the processes, the clock, the log, and compilation that falls back instead of dying."""
+"""What the training stages share: processes, clock, log, and compilation that falls back instead of dying."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Run:
                 file.write(line + "\n")
 
     def autocast(self):
-        """bf16 on the GPU. Without the cast cache: a weight first cast under no_grad would stay cut off from its gradient."""
+        """bf16 on the GPU. Without the cast cache: a weight first cast under no_grad would stay cut off from its
+        gradient."""
         if not self.cuda:
             return contextlib.nullcontext()
         return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)
@@ -84,8 +85,8 @@ class Run:
 
 
 class Progress:
-    """Fraction of a stage's budget used: of seconds, or of steps where `steps` is given (tests, the smoke run). The clock
-    is read and shared every `every` steps only."""
+    """Fraction of a stage's budget used: of seconds, or of steps where `steps` is given (tests, the smoke run). The
+    clock is read and shared every `every` steps only."""
 
     def __init__(self, run: Run, seconds: float, steps: int | None = None, every: int = 8):
         self.run, self.seconds, self.steps, self.every = run, seconds, steps, every

@@ -18,7 +18,11 @@ def noise_levels(num_steps: int, shift: float) -> list[float]:
 
 
 def sample_frame(
-    velocity: Callable[[Tensor, float, int], Tensor], noise: Callable[[int], Tensor], num_steps: int, shift: float, kind: str
+    velocity: Callable[[Tensor, float, int], Tensor],
+    noise: Callable[[int], Tensor],
+    num_steps: int,
+    shift: float,
+    kind: str,
 ) -> Tensor:
     """velocity(z, t, step) -> v; noise(step) -> fresh N(0, 1), step 0 being the start. Returns the clean latent."""
     levels = noise_levels(num_steps, shift)

@@ -27,9 +27,9 @@ from autoencoder_stage import train_autoencoder
 from checkpoint import Saver, load_config, load_weights
 from clips import CLIP_FRAMES
 from model import SamplerConfig, TextEncoderConfig, WorldConfig, WorldModel, tiny_config
+from optim import broadcast_parameters
 from run import Progress, Run, warm_processes
 from transformer_stage import KINDS, TransformerTrainer
-from optim import broadcast_parameters
 
 
 def arguments() -> argparse.Namespace:
@@ -93,7 +93,8 @@ def worker(rank: int, args: argparse.Namespace) -> None:
 
     warmers = []
     if run.main and run.cuda and run.compile and args.dit_seconds > 0:
-        command = [sys.executable, __file__, "--ranks", "1", "--frames", str(args.frames), "--out", f"{args.out}/warm", "--warm"]
+        command = [sys.executable, __file__, "--ranks", "1", "--frames", str(args.frames)]
+        command += ["--out", f"{args.out}/warm", "--warm"]
         warmers = warm_processes(command, list(sizes), run.out)
     saver = Saver(run.out, model.config, words)
 
@@ -105,6 +106,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
             saver.save(state, {"stage": "autoencoder", "step": progress.step})
 
         train_autoencoder(run, model, args.ae_batch, progress, args.threads, save_autoencoder)
+        broadcast_parameters(model)  # the latents' statistics too: GPUs round differently
         if run.main:
             saver.save(model.state_dict(), {"stage": "autoencoder done"})
 

@@ -6,7 +6,6 @@ own mistakes the model sees context with noise on it and, in the second half, co
 
 from __future__ import annotations
 
-import math
 import time
 
 import torch
@@ -108,7 +107,8 @@ class TransformerTrainer:
         """[B, F, C, h, w]. Encoded in chunks of 64 pictures: one graph serves every kind of clip."""
         with torch.no_grad(), self.run.autocast():
             chunks = to_unit(batch.pixels).split(64)
-            z = torch.cat([self.encoder(chunk.contiguous(memory_format=torch.channels_last)).float() for chunk in chunks])
+            chunks = [chunk.contiguous(memory_format=torch.channels_last) for chunk in chunks]
+            z = torch.cat([self.encoder(chunk).float() for chunk in chunks])
         return z.view(*batch.pixels.shape[:2], *z.shape[1:]).contiguous()
 
     def velocity(self, kind: str, batch: Batch, text: Tensor, context: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ class TransformerTrainer:
 
     @torch.no_grad()
     def own_context(self, kind: str, batch: Batch, text: Tensor, z: Tensor, rounds: int) -> Tensor:
-        """Context with some frames replaced by predictions; in a second round by predictions from predictions, as mistakes
-        add up in a long rollout. Each clip has its own share of replaced frames."""
+        """Context with some frames replaced by predictions; in a second round by predictions from predictions, as
+        mistakes add up in a long rollout. Each clip has its own share of replaced frames."""
         context = z
         for _ in range(rounds):
             predicted = self.own_prediction(kind, batch, text, z, context)
