@@ -1,6 +1,7 @@
 #include "command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <iostream>
 #include <limits>
@@ -21,7 +22,8 @@ CLI::Validator number_in(T min, T max, const std::string& kind) {
         T value{};
         const char* end = text.data() + text.size();
         const auto result = std::from_chars(text.data(), end, value);
-        if (result.ec == std::errc() && result.ptr == end && value >= min && value <= max) return {};
+        if (result.ec == std::errc() && result.ptr == end && value >= min && value <= max)
+          return {};
         return str("expected ", kind, " in ", min, "..", max, ", found \"", text, '"');
       },
       kind, "");
@@ -51,7 +53,8 @@ CLI::Validator one_of(std::vector<std::string> known, std::vector<std::string> l
 CLI::Validator not_yet(const std::string& feature) {
   return CLI::Validator(
       [=](const std::string& text) {
-        return str("expected no such flag in this version (", feature, " is to come), found \"", text, '"');
+        return str("expected no such flag in this version (", feature, " is to come), found \"",
+                   text, '"');
       },
       "", "");
 }
@@ -59,16 +62,20 @@ CLI::Validator not_yet(const std::string& feature) {
 void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--model", flags.model, "model folder (default: the embedded world model)");
   auto* prompt = app.add_option("--prompt", flags.prompt, "what the world looks like, in words");
-  app.add_option("--prompt-file", flags.prompt_file, "read the prompt from a file")->excludes(prompt);
+  app.add_option("--prompt-file", flags.prompt_file, "read the prompt from a file")
+      ->excludes(prompt);
   auto* actions = app.add_option(
       "--actions", flags.actions,
-      "where to go: w a s d (north, west, south, east), two for a diagonal, capitals fast, . to stay,"
+      "where to go: w a s d (north, west, south, east), two for a diagonal, capitals fast, . to "
+      "stay,"
       " *N to repeat: \"w*20 WD*40 .*5\" (default: a gentle tour; a short list starts again)");
-  app.add_option("--actions-file", flags.actions_file, "read the actions from a file")->excludes(actions);
+  app.add_option("--actions-file", flags.actions_file, "read the actions from a file")
+      ->excludes(actions);
   app.add_option("--init", flags.init,
                  "video or picture to start from; a video's frames follow the first actions");
-  auto* frames = app.add_option("--frames", flags.frames, "frames to make (default: as many as the actions)")
-                     ->check(integer_in(1, kMostFrames));
+  auto* frames =
+      app.add_option("--frames", flags.frames, "frames to make (default: as many as the actions)")
+          ->check(integer_in(1, kMostFrames));
   app.add_option("--seconds", flags.seconds, "length of the video instead of --frames")
       ->excludes(frames)
       ->check(number_in<double>(0.01, kMostSeconds, "a number"));
@@ -86,7 +93,8 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--steps", flags.steps, "sampling steps a frame (default: the model's)")
       ->check(integer_in(1, 1000));
   app.add_option("--device", flags.device, "cpu");
-  app.add_option("--threads", flags.threads, "CPU threads (default: all)")->check(integer_in(1, 1024));
+  app.add_option("--threads", flags.threads, "CPU threads (default: all)")
+      ->check(integer_in(1, 1024));
   app.add_option("--dtype", flags.dtype, "f32 | bf16 (default: bf16 where the CPU multiplies it)")
       ->check(one_of({"f32", "bf16"}, {"fp8", "int8"}));
   app.add_option("--save-state", flags.save_state, "file to save the session in at the end");
@@ -100,8 +108,23 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--density", ignored, "")->group("")->check(not_yet("sparse attention"));
   app.add_option("--self-attention", ignored, "")->group("")->check(one_of({"dense"}, {"annsa"}));
   app.add_option("--cross-attention", ignored, "")->group("")->check(one_of({"dense"}, {"annca"}));
-  app.add_option("--step-cache", ignored, "")->group("")->check(one_of({"none"}, {"teacache", "flowcache"}));
+  app.add_option("--step-cache", ignored, "")
+      ->group("")
+      ->check(one_of({"none"}, {"teacache", "flowcache"}));
   app.add_option("--decoder", ignored, "")->group("")->check(one_of({"vae"}, {"taehv"}));
+}
+
+// The first word must be a command; CLI11 would only say that one is missing.
+void expect_command(const CLI::App& app, int argc, const char* const* argv) {
+  const std::string word = argc > 1 ? argv[1] : "";
+  const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
+  const bool known = std::any_of(commands.begin(), commands.end(), [&](const CLI::App* command) {
+    return command->check_name(word);
+  });
+  if (known || word.rfind('-', 0) == 0) return;
+  throw Error(ErrorKind::kUsage,
+              str("command: expected generate or inspect (see longtake --help), found ",
+                  word.empty() ? "none" : '"' + word + '"'));
 }
 
 // CLI11's own messages, in one line.
@@ -113,8 +136,9 @@ std::string one_line(std::string text) {
 }  // namespace
 
 CommandLine parse_command_line(int argc, const char* const* argv) {
-  CLI::App app("longtake plays autoregressive video world models for hours at constant speed and memory",
-               "longtake");
+  CLI::App app(
+      "longtake plays autoregressive video world models for hours at constant speed and memory",
+      "longtake");
   app.set_version_flag("--version", std::string("longtake ") + LONGTAKE_VERSION);
   app.require_subcommand(1);
   GenerateFlags generate;
@@ -124,15 +148,19 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   add_generate(*generate_app, generate, ignored);
   CLI::App* inspect_app =
       app.add_subcommand("inspect", "what is inside a model, a checkpoint or a saved state");
-  inspect_app->add_option("path", inspect.path, "model folder, .safetensors file or state")->required();
+  inspect_app->add_option("path", inspect.path, "model folder, .safetensors file or state")
+      ->required();
   std::vector<CLI::App*> later;
   for (const char* name : {"compare", "bench", "serve"})
     later.push_back(app.add_subcommand(name, "in a later version")->allow_extras()->group(""));
 
+  expect_command(app, argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    std::cout << (generate_app->parsed() ? generate_app : inspect_app->parsed() ? inspect_app : &app)
+    std::cout << (generate_app->parsed()  ? generate_app
+                  : inspect_app->parsed() ? inspect_app
+                                          : &app)
                      ->help();
     return {};
   } catch (const CLI::CallForVersion&) {
@@ -143,8 +171,9 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   }
   for (const CLI::App* command : later) {
     if (command->parsed())
-      throw Error(ErrorKind::kUsage, str("command: expected generate or inspect in this version, found ",
-                                         command->get_name()));
+      throw Error(ErrorKind::kUsage,
+                  str("command: expected generate or inspect in this version, found ",
+                      command->get_name()));
   }
   CommandLine line;
   if (generate_app->parsed()) line.generate = std::move(generate);

@@ -53,8 +53,8 @@ double ms_since(Clock::time_point start) {
 std::string read_small_file(const std::string& path, size_t max_bytes) {
   const MappedFile file(path);
   if (file.bytes().size() > max_bytes)
-    throw Error(ErrorKind::kInput, str(path, ": expected at most ", max_bytes, " bytes, found ",
-                                       file.bytes().size()));
+    throw Error(ErrorKind::kInput,
+                str(path, ": expected at most ", max_bytes, " bytes, found ", file.bytes().size()));
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
@@ -63,13 +63,15 @@ std::string find_embedded_model() {
   std::error_code error;
   const fs::path binary = fs::read_symlink("/proc/self/exe", error);
   std::vector<fs::path> places = {binary.parent_path() / "../share/longtake/models/world"};
-  for (fs::path folder = binary.parent_path(); folder.has_relative_path(); folder = folder.parent_path())
+  for (fs::path folder = binary.parent_path(); folder.has_relative_path();
+       folder = folder.parent_path())
     places.push_back(folder / "models/world");
   places.emplace_back("models/world");
   for (const fs::path& place : places) {
     if (fs::exists(place / world::kConfigFile, error)) return place.lexically_normal().string();
   }
-  usage("--model: expected a model folder (the embedded one is not beside this binary), found none");
+  usage(
+      "--model: expected a model folder (the embedded one is not beside this binary), found none");
 }
 
 // "4736" keys per head and layer, or "64MiB" in all.
@@ -79,14 +81,15 @@ struct MemoryBudget {
 };
 
 MemoryBudget parse_budget(const std::string& text) {
-  const std::pair<const char*, double> units[] = {
-      {"", 1},       {"B", 1},         {"kB", 1e3},       {"MB", 1e6},
-      {"GB", 1e9},   {"KiB", 0x1p10},  {"MiB", 0x1p20},   {"GiB", 0x1p30}};
+  const std::pair<const char*, double> units[] = {{"", 1},         {"B", 1},       {"kB", 1e3},
+                                                  {"MB", 1e6},     {"GB", 1e9},    {"KiB", 0x1p10},
+                                                  {"MiB", 0x1p20}, {"GiB", 0x1p30}};
   double number = 0;
   const char* end = text.data() + text.size();
   const auto result = std::from_chars(text.data(), end, number);
   for (const auto& [unit, factor] : units) {
-    if (result.ec == std::errc() && std::string(result.ptr, end) == unit && number >= 1 && number <= 1e15)
+    if (result.ec == std::errc() && std::string(result.ptr, end) == unit && number >= 1 &&
+        number <= 1e15)
       return {number * factor, *unit != '\0'};
   }
   usage(str("--memory-budget: expected keys (4736) or bytes (64MiB), found \"", text, '"'));
@@ -123,7 +126,8 @@ Device choose_device(const std::string& flag) {
   return {};
 }
 
-// A file to be written at the end is opened at the start: nobody waits an hour for "permission denied".
+// A file to be written at the end is opened at the start: nobody waits an hour for "permission
+// denied".
 void expect_writable(const char* flag, const std::string& path) {
   if (path.empty()) return;
   const fs::path folder = fs::path(path).parent_path();
@@ -185,7 +189,9 @@ Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dt
   else if (!flags.prompt.empty() || saved == nullptr)
     plan.session.prompt = flags.prompt;
   if (plan.session.prompt.empty())
-    usage("--prompt: expected what the world looks like, such as \"a snowy land with a red tower .\", found none");
+    usage(
+        "--prompt: expected what the world looks like, such as \"a snowy land with a red tower "
+        ".\", found none");
   if (flags.seed) plan.session.seed = *flags.seed;
   if (flags.steps) plan.session.num_steps = *flags.steps;
   if (!flags.memory.empty())
@@ -214,7 +220,8 @@ void expect_room(const Plan& plan, const world::Config& config, DType dtype) {
   if (plan.session.memory != "full") return;
   const double wanted = cache_bytes_per_frame(config.transformer, dtype) *
                         static_cast<double>(plan.session.expected_frames);
-  const double there = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  const double there =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
   if (wanted > 0.9 * there)
     usage(str("--memory full: expected at most ", bytes_text(0.9 * there), " of history, found ",
               bytes_text(wanted), " for ", plan.session.expected_frames,
@@ -252,13 +259,15 @@ void print_summary(const RunStats& stats, const std::string& out) {
   const size_t named = stats.weight_bytes + last.cache_bytes + stats.workspace_bytes;
   fmt::print(stderr, "{}: {} frames, {:.1f} s of video\n", out, stats.chunks.size(),
              static_cast<double>(stats.chunks.size()) / stats.fps);
-  fmt::print(stderr, "speed: {:.2f} frames/s on {} threads ({}), first frame {:.0f} ms after the start\n",
-             stats.frames_per_second(), stats.threads, stats.dtype, stats.first_frame_ms);
   fmt::print(stderr,
-             "peak memory: {:.0f} MiB = weights {:.0f} + cache {:.0f} + workspace {:.0f} + program, "
-             "libraries and video encoder {:.0f}\n",
-             mib(peak), mib(stats.weight_bytes), mib(last.cache_bytes), mib(stats.workspace_bytes),
-             mib(peak > named ? peak - named : 0));
+             "speed: {:.2f} frames/s on {} threads ({}), first frame {:.0f} ms after the start\n",
+             stats.frames_per_second(), stats.threads, stats.dtype, stats.first_frame_ms);
+  fmt::print(
+      stderr,
+      "peak memory: {:.0f} MiB = weights {:.0f} + cache {:.0f} + workspace {:.0f} + program, "
+      "libraries and video encoder {:.0f}\n",
+      mib(peak), mib(stats.weight_bytes), mib(last.cache_bytes), mib(stats.workspace_bytes),
+      mib(peak > named ? peak - named : 0));
 }
 
 RunStats describe_run(const Context& ctx, const world::Model& model, const Session& session) {
@@ -336,7 +345,8 @@ int generate(const GenerateFlags& flags) {
   try {
     play(session, walk, *writer, plan, flags.quiet, stats);
   } catch (const Error& error) {
-    throw Error(error.kind(), str(error.what(), "; stopped after ", stats.chunks.size(), " frames"));
+    throw Error(error.kind(),
+                str(error.what(), "; stopped after ", stats.chunks.size(), " frames"));
   }
   stats.interrupted = stop_signal() != 0;
   stats.workspace_bytes = ctx.workspace().bytes_reserved();
@@ -346,7 +356,8 @@ int generate(const GenerateFlags& flags) {
   if (!flags.stats.empty()) write_stats(flags.stats, stats);
   if (stats.interrupted)
     throw Error(str(stop_signal() == SIGINT ? "SIGINT" : "SIGTERM", ": expected ", plan.frames,
-                    " frames, found a request to stop; ", writer->frames_written(), " kept in ", flags.out));
+                    " frames, found a request to stop; ", writer->frames_written(), " kept in ",
+                    flags.out));
   if (!flags.quiet) print_summary(stats, flags.out);
   return 0;
 }

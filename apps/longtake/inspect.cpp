@@ -57,7 +57,8 @@ void print_tensors(const SafetensorsIndex& index) {
     }
   }
   for (const auto& [text, group] : groups)
-    fmt::print("  {:<80} x{:<4} {}\n", text, group.count, bytes_text(static_cast<double>(group.bytes)));
+    fmt::print("  {:<80} x{:<4} {}\n", text, group.count,
+               bytes_text(static_cast<double>(group.bytes)));
   fmt::print("total: {} tensors, {}", index.tensors.size(), bytes_text(static_cast<double>(total)));
   for (const auto& [name, group] : dtypes)
     fmt::print("; {} {}: {}", group.count, name, bytes_text(static_cast<double>(group.bytes)));
@@ -73,8 +74,10 @@ void print_state(const std::string& path, const SafetensorsIndex& index) {
   if (saved.options.memory == "window")
     fmt::print(" of {} + {} frames", saved.options.sink_frames, saved.options.window_frames);
   if (saved.camera) fmt::print(", camera at ({}, {})", saved.camera->x, saved.camera->y);
-  fmt::print("\n  model fingerprint {:016x}\n  prompt: {}\n", saved.model_fingerprint, printable(saved.options.prompt));
-  for (const auto& [key, value] : saved.notes) fmt::print("  {}: {}\n", printable(key), printable(value));
+  fmt::print("\n  model fingerprint {:016x}\n  prompt: {}\n", saved.model_fingerprint,
+             printable(saved.options.prompt));
+  for (const auto& [key, value] : saved.notes)
+    fmt::print("  {}: {}\n", printable(key), printable(value));
   print_tensors(index);
 }
 

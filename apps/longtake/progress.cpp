@@ -41,15 +41,17 @@ Progress::~Progress() {
 
 void Progress::show(int64_t done, const ChunkStats& chunk) {
   const auto now = Clock::now();
-  const bool due = duration<double>(now - shown_).count() >= (terminal_ ? kTerminalSeconds : kPlainSeconds);
+  const bool due =
+      duration<double>(now - shown_).count() >= (terminal_ ? kTerminalSeconds : kPlainSeconds);
   if (quiet_ || !(due || done == 1 || done == total_)) return;
   shown_ = now;
   const double seconds = duration<double>(now - start_).count();
   const double speed = seconds > 0 ? static_cast<double>(done) / seconds : 0;
   const double left = speed > 0 ? static_cast<double>(total_ - done) / speed : 0;
-  const std::string line = fmt::format(
-      "frame {}/{}  {:.1f} frames/s  {} left  cache {} entries, {}", done, total_, speed,
-      clock_text(left), chunk.cache_entries, bytes_text(static_cast<double>(chunk.cache_bytes_used)));
+  const std::string line =
+      fmt::format("frame {}/{}  {:.1f} frames/s  {} left  cache {} entries, {}", done, total_,
+                  speed, clock_text(left), chunk.cache_entries,
+                  bytes_text(static_cast<double>(chunk.cache_bytes_used)));
   if (!terminal_) {
     fmt::print(stderr, "{}\n", line);
     return;

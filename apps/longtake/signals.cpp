@@ -16,6 +16,7 @@ void request_stop(int signal) {
 
 void catch_stop_signals() {
   struct sigaction action {};
+
   action.sa_handler = request_stop;
   action.sa_flags = SA_RESTART | static_cast<int>(SA_RESETHAND);  // the second signal kills
   for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);

@@ -84,7 +84,8 @@ json parse_json(std::span<const std::byte> text, const std::string& what,
   }
 }
 
-JsonObject::JsonObject(const json& value, std::string path) : value_(value), path_(std::move(path)) {
+JsonObject::JsonObject(const json& value, std::string path)
+    : value_(value), path_(std::move(path)) {
   if (!value.is_object())
     throw Error(ErrorKind::kInput, str(path_, ": expected an object, found ", describe(value)));
 }

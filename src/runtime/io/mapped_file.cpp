@@ -32,7 +32,9 @@ struct Descriptor {
 MappedFile::MappedFile(const std::string& path) {
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail(path, std::strerror(errno));
+
   struct stat info {};
+
   if (::fstat(file.fd, &info) != 0) fail(path, std::strerror(errno));
   if (!S_ISREG(info.st_mode)) fail(path, S_ISDIR(info.st_mode) ? "a folder" : "a special file");
   size_ = static_cast<size_t>(info.st_size);

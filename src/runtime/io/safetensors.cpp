@@ -18,7 +18,7 @@ using nlohmann::json;
 
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kMaxHeaderBytes = size_t{64} << 20;  // a million tensors of short names
-constexpr int kHeaderDepth = 4;  // header > tensor > shape; one to spare
+constexpr int kHeaderDepth = 4;                       // header > tensor > shape; one to spare
 constexpr const char* kMetadataKey = "__metadata__";
 
 struct StoredType {
@@ -157,19 +157,21 @@ SafetensorsIndex parse_safetensors(std::span<const std::byte> file, const std::s
   const size_t data_begin = kLengthBytes + static_cast<size_t>(header_bytes);
   const json header = parse_json(file.subspan(kLengthBytes, static_cast<size_t>(header_bytes)),
                                  what + ": header", {kMaxHeaderBytes, kHeaderDepth});
-  if (!header.is_object()) fail(what, ": expected a JSON object as header, found ", header.type_name());
+  if (!header.is_object())
+    fail(what, ": expected a JSON object as header, found ", header.type_name());
 
   SafetensorsIndex index;
   for (const auto& [name, entry] : header.items()) {
     if (name != kMetadataKey) {
-      index.tensors.push_back(
-          read_tensor(name, entry, data_begin, file.size() - data_begin, what));
+      index.tensors.push_back(read_tensor(name, entry, data_begin, file.size() - data_begin, what));
       continue;
     }
-    if (!entry.is_object()) fail(what, ": expected an object as metadata, found ", entry.type_name());
+    if (!entry.is_object())
+      fail(what, ": expected an object as metadata, found ", entry.type_name());
     for (const auto& [key, value] : entry.items()) {
       if (!value.is_string())
-        fail(what, ": metadata \"", printable(key), "\": expected a string, found ", value.type_name());
+        fail(what, ": metadata \"", printable(key), "\": expected a string, found ",
+             value.type_name());
       index.metadata.emplace(key, value.get<std::string>());
     }
   }
@@ -206,9 +208,8 @@ void write_safetensors(const std::string& path, std::span<const NamedView> tenso
                                     [&](const StoredType& t) { return t.dtype == view.dtype(); });
     json shape = json::array();
     for (int axis = 0; axis < view.shape().rank(); ++axis) shape.push_back(view.dim(axis));
-    header[tensor->name] = {{"dtype", type->name},
-                            {"shape", shape},
-                            {"data_offsets", {offset, offset + view.bytes()}}};
+    header[tensor->name] = {
+        {"dtype", type->name}, {"shape", shape}, {"data_offsets", {offset, offset + view.bytes()}}};
     offset += view.bytes();
   }
   std::string text = header.dump();

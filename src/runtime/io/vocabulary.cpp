@@ -46,19 +46,18 @@ Vocabulary::Vocabulary(std::string_view text, const std::string& what) {
     const size_t end = std::min(text.find('\n', begin), text.size());
     std::string word(text.substr(begin, end - begin));
     if (word.empty() || words_.size() == kMaxWords)
-      throw Error(ErrorKind::kInput, str(what, ": line ", words_.size() + 1,
-                                         ": expected one word a line and at most ", kMaxWords,
-                                         " lines, found ", word.empty() ? "an empty line" : "more"));
+      throw Error(ErrorKind::kInput,
+                  str(what, ": line ", words_.size() + 1, ": expected one word a line and at most ",
+                      kMaxWords, " lines, found ", word.empty() ? "an empty line" : "more"));
     const auto id = static_cast<int32_t>(words_.size());
     if (!ids_.emplace(word, id).second)
-      throw Error(ErrorKind::kInput, str(what, ": line ", id + 1,
-                                         ": expected every word once, found one twice"));
+      throw Error(ErrorKind::kInput,
+                  str(what, ": line ", id + 1, ": expected every word once, found one twice"));
     words_.push_back(std::move(word));
     begin = end + 1;
   }
   if (words_.size() <= kUnknown)
-    throw Error(ErrorKind::kInput,
-                str(what, ": expected at least 2 words, found ", words_.size()));
+    throw Error(ErrorKind::kInput, str(what, ": expected at least 2 words, found ", words_.size()));
 }
 
 std::vector<int32_t> Vocabulary::tokenize(std::string_view prompt) const {

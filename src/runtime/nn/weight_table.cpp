@@ -55,9 +55,9 @@ std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, co
     listed_.insert(scale_name);
     const TensorInfo* scale = file_.index().find(scale_name);
     if (scale == nullptr || scale->dtype != DType::kF32 || !(scale->shape == Shape{shape[0]})) {
-      problems_.push_back(
-          str(scale_name, ": expected f32 ", Shape{shape[0]}.to_string(), ", found ",
-              scale ? str(name_of(scale->dtype), " ", scale->shape.to_string()) : "no such tensor"));
+      problems_.push_back(str(
+          scale_name, ": expected f32 ", Shape{shape[0]}.to_string(), ", found ",
+          scale ? str(name_of(scale->dtype), " ", scale->shape.to_string()) : "no such tensor"));
       return std::nullopt;
     }
     stored.scale = file_.view(*scale);

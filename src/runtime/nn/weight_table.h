@@ -1,6 +1,7 @@
 // Binds the tensors of a weight file to the fields of a model. A model lists its tensors once, as
 // calls on a WeightTable (name in the file, field, shape); the same list loads a model, checks a
-// file without loading it, and finds what is missing, mis-shaped or surplus: all of it, in one message.
+// file without loading it, and finds what is missing, mis-shaped or surplus: all of it, in one
+// message.
 #pragma once
 
 #include <optional>

@@ -69,8 +69,8 @@ double Rollout::density() const {
   const double dense = own * static_cast<double>(frame_ + 1);
   double attended = 0;
   for (const auto& cache : caches_)
-    attended += own + static_cast<double>(cache->total_entries()) /
-                          static_cast<double>(sizes.num_heads);
+    attended +=
+        own + static_cast<double>(cache->total_entries()) / static_cast<double>(sizes.num_heads);
   return attended / (dense * static_cast<double>(caches_.size()));
 }
 

@@ -12,8 +12,8 @@ namespace longtake {
 
 class Rollout {
  public:
-  // text [T, dim] f32: the encoded prompt. memory: policy and sizes of the caches; what follows from
-  // the model is filled in. num_steps: sampling steps, 0 for the model's own.
+  // text [T, dim] f32: the encoded prompt. memory: policy and sizes of the caches; what follows
+  // from the model is filled in. num_steps: sampling steps, 0 for the model's own.
   Rollout(Context& ctx, const world::Model& model, View text, CacheOptions memory,
           int64_t num_steps);
 

@@ -39,7 +39,8 @@ class Fields {
 
   [[noreturn]] void fail(const char* key, const std::string& expected,
                          const std::string& found) const {
-    throw Error(ErrorKind::kInput, str(what_, ": ", key, ": expected ", expected, ", found ", found));
+    throw Error(ErrorKind::kInput,
+                str(what_, ": ", key, ": expected ", expected, ", found ", found));
   }
 
  private:

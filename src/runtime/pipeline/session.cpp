@@ -143,9 +143,9 @@ void Session::load(const std::string& path) {
   for (size_t n = 0; n < caches.size(); ++n) {
     const TensorInfo* info = file.index().find(cache_tensor_name(n));
     if (info == nullptr || info->dtype != DType::kU8)
-      throw Error(ErrorKind::kInput, str(path, ": ", cache_tensor_name(n),
-                                         ": expected a u8 tensor, found ",
-                                         info ? name_of(info->dtype) : "none"));
+      throw Error(ErrorKind::kInput,
+                  str(path, ": ", cache_tensor_name(n), ": expected a u8 tensor, found ",
+                      info ? name_of(info->dtype) : "none"));
     ViewStream in(file.view(*info));
     caches[n]->load(in);
   }

@@ -16,12 +16,12 @@ namespace longtake {
 
 class Session {
  public:
-  // Throws Error (kUsage) for an empty prompt or one longer than the model reads. ctx and model must
-  // outlive the session.
+  // Throws Error (kUsage) for an empty prompt or one longer than the model reads. ctx and model
+  // must outlive the session.
   Session(Context& ctx, const world::Model& model, const SessionOptions& options);
 
-  // Makes the next frame, seen from `camera`: rgb [H, W, 3] u8, valid until the next call. Its costs
-  // are in last_chunk().
+  // Makes the next frame, seen from `camera`: rgb [H, W, 3] u8, valid until the next call. Its
+  // costs are in last_chunk().
   View step(CameraPosition camera);
 
   // A frame that exists already (rgb [H, W, 3] u8) becomes the next one: it is only remembered.

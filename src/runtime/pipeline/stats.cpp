@@ -55,6 +55,7 @@ std::string RunStats::to_json() const {
 
 size_t peak_rss_bytes() {
   struct rusage usage {};
+
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<size_t>(usage.ru_maxrss) * 1024;  // Linux counts KiB
 }

@@ -33,9 +33,9 @@ struct RunStats {
   uint64_t seed = 0;
   int64_t num_steps = 0;
   int64_t frame_width = 0, frame_height = 0;
-  double fps = 0;               // of the video
-  double first_frame_ms = 0;    // from process start until the first frame was handed out
-  double wall_ms = 0;           // from the first chunk's start to the last one's end
+  double fps = 0;             // of the video
+  double first_frame_ms = 0;  // from process start until the first frame was handed out
+  double wall_ms = 0;         // from the first chunk's start to the last one's end
   size_t weight_bytes = 0;
   size_t workspace_bytes = 0;
   bool interrupted = false;

@@ -15,8 +15,8 @@ constexpr int64_t kShuffled = 4;  // channels of one pixel after a 2 x 2 block b
 
 // A convolution into fresh workspace memory of the caller's scope.
 View convolve(Context& ctx, View x, const ConvWeight& weight, DType dtype) {
-  const View out = ctx.workspace().take(dtype, {weight.out_height(x.dim(0)),
-                                                weight.out_width(x.dim(1)), weight.out_channels()});
+  const View out = ctx.workspace().take(
+      dtype, {weight.out_height(x.dim(0)), weight.out_width(x.dim(1)), weight.out_channels()});
   conv2d(ctx, x, weight, out);
   return out;
 }
@@ -118,8 +118,8 @@ void Autoencoder::decode(Context& ctx, View z, View pixels) const {
 
 void Autoencoder::encode(Context& ctx, View pixels, View z) const {
   const Workspace::Scope scope(ctx.workspace());
-  View x = ctx.workspace().take(DType::kF32, {pixels.dim(0) / 2, pixels.dim(1) / 2,
-                                              kShuffled * kColours});
+  View x = ctx.workspace().take(DType::kF32,
+                                {pixels.dim(0) / 2, pixels.dim(1) / 2, kShuffled * kColours});
   pixel_unshuffle(ctx, pixels, x);
   x = convolve(ctx, converted(ctx, x, compute_), *encoder_.in, DType::kF32);
   encoder_.res1.forward(ctx, x);

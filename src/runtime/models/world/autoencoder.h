@@ -1,4 +1,5 @@
-// Frames to latents and back: convolutions over channels-last images, one frame at a time, no state.
+// Frames to latents and back: convolutions over channels-last images, one frame at a time, no
+// state.
 #pragma once
 
 #include <cstdint>

@@ -68,8 +68,7 @@ TransformerConfig read_transformer(const JsonObject& json, const std::string& wh
          str(c.dim, " for ", c.num_heads, " * ", c.head_dim));
   expect(c.head_dim % kHeadDimStep == 0, at + "head_dim", str("a multiple of ", kHeadDimStep),
          std::to_string(c.head_dim));
-  const int64_t pairs =
-      c.rope_time_pairs + 2 * static_cast<int64_t>(c.rope_space_harmonics.size());
+  const int64_t pairs = c.rope_time_pairs + 2 * static_cast<int64_t>(c.rope_space_harmonics.size());
   expect(2 * pairs == c.head_dim, at + "rope_time_pairs + 2 rope_space_harmonics",
          str(c.head_dim / 2, " rotary pairs"), std::to_string(pairs));
   expect(c.latent_height % c.patch_size == 0 && c.latent_width % c.patch_size == 0,

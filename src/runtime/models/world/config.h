@@ -11,9 +11,9 @@
 namespace longtake::world {
 
 inline constexpr const char* kModelType = "longtake-world";
-inline constexpr int64_t kLatentPixels = 8;  // one latent covers 8 x 8 pixels
+inline constexpr int64_t kLatentPixels = 8;     // one latent covers 8 x 8 pixels
 inline constexpr double kFramesPerSecond = 16;  // a slow step of 4 px is 64 px/s
-inline constexpr int64_t kTimeSinusoid = 256;  // values that describe a noise level
+inline constexpr int64_t kTimeSinusoid = 256;   // values that describe a noise level
 inline constexpr float kTextEps = 1e-6F;
 inline constexpr float kChannelNormEps = 1e-4F;
 

@@ -18,8 +18,9 @@ RopeTable rope_by_index(Device device, int64_t length, int64_t pairs) {
                  Tensor(device, DType::kF32, {length, pairs})};
   for (int64_t pos = 0; pos < length; ++pos) {
     for (int64_t i = 0; i < pairs; ++i) {
-      const double angle = static_cast<double>(pos) *
-                           std::pow(kRopeTheta, -static_cast<double>(i) / static_cast<double>(pairs));
+      const double angle =
+          static_cast<double>(pos) *
+          std::pow(kRopeTheta, -static_cast<double>(i) / static_cast<double>(pairs));
       rope.cos.data<float>()[pos * pairs + i] = static_cast<float>(std::cos(angle));
       rope.sin.data<float>()[pos * pairs + i] = static_cast<float>(std::sin(angle));
     }

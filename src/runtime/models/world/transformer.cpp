@@ -41,9 +41,8 @@ Transformer::Transformer(const TransformerConfig& config, int64_t text_dim, DTyp
   const int64_t dim = config.dim;
   // What runs once per frame, level or prompt stays f32: its cost does not show, its error would.
   table.linear(at + "patch_embedding", dim, config.patch_values(), compute, patch_embedding_);
-  table.linear(at + "pose_embedding", dim,
-               4 * static_cast<int64_t>(config.pose_harmonics.size()), DType::kF32,
-               pose_embedding_);
+  table.linear(at + "pose_embedding", dim, 4 * static_cast<int64_t>(config.pose_harmonics.size()),
+               DType::kF32, pose_embedding_);
   text_embedding_.list(table, at + "text_embedding", text_dim, dim, dim, DType::kF32);
   time_embedding_.activation = Activation::kSilu;
   time_embedding_.list(table, at + "time_embedding", kTimeSinusoid, dim, dim, DType::kF32);
@@ -109,8 +108,9 @@ Level Transformer::level(Context& ctx, double t) const {
 Place Transformer::make_place(Context& ctx) const {
   const int64_t tokens = config_.frame_tokens();
   const Shape rotation{tokens, config_.head_dim / 2};
-  return {{Tensor(ctx.device(), DType::kF32, rotation), Tensor(ctx.device(), DType::kF32, rotation)},
-          Tensor(ctx.device(), DType::kF32, {tokens, config_.dim})};
+  return {
+      {Tensor(ctx.device(), DType::kF32, rotation), Tensor(ctx.device(), DType::kF32, rotation)},
+      Tensor(ctx.device(), DType::kF32, {tokens, config_.dim})};
 }
 
 void Transformer::set_place(Context& ctx, double camera_x, double camera_y, int64_t frame,
@@ -119,8 +119,7 @@ void Transformer::set_place(Context& ctx, double camera_x, double camera_y, int6
   const auto side = static_cast<double>(config_.torus_tokens);
   const double turn = 2 * std::numbers::pi / side;
   const auto num_pose = static_cast<int64_t>(config_.pose_harmonics.size());
-  const View features =
-      ctx.workspace().take(DType::kF32, {config_.frame_tokens(), 4 * num_pose});
+  const View features = ctx.workspace().take(DType::kF32, {config_.frame_tokens(), 4 * num_pose});
   auto* cos = place.rope.cos.data<float>();
   auto* sin = place.rope.sin.data<float>();
   auto* feature = features.data<float>();
@@ -194,7 +193,8 @@ void Transformer::velocity(Context& ctx, View z, const Level& level, const Place
   const View h = ctx.workspace().take(compute_, shape);
   const View patches =
       ctx.workspace().take(DType::kF32, {config_.frame_tokens(), config_.patch_values()});
-  layer_norm(ctx, x, /*scale=*/row(level.head, 1), /*shift=*/row(level.head, 0), config_.eps, true, h);
+  layer_norm(ctx, x, /*scale=*/row(level.head, 1), /*shift=*/row(level.head, 0), config_.eps, true,
+             h);
   linear(ctx, h, *head_, Activation::kNone, patches);
   unpatchify(ctx, patches, config_.patch_size, velocity);
 }
@@ -217,7 +217,8 @@ void Transformer::commit(Context& ctx, View z, const Level& clean, const Place& 
       continue;
     }
     const View h = ctx.workspace().take(compute_, shape);
-    layer_norm(ctx, x, /*scale=*/row(modulation, 1), /*shift=*/row(modulation, 0), config_.eps, true, h);
+    layer_norm(ctx, x, /*scale=*/row(modulation, 1), /*shift=*/row(modulation, 0), config_.eps,
+               true, h);
     commit_keys(ctx, layers_[n].self_attn, h, place.rope, *caches[n], position);
   }
 }
