@@ -1,5 +1,5 @@
-// The engine against a PyTorch run of the same weights and noise, layer by layer (training/reference.py).
-// A failure names the first layer that diverges.
+// The engine against a PyTorch run of the same weights and noise, layer by layer
+// (training/reference.py). A failure names the first layer that diverges.
 #include <gtest/gtest.h>
 
 #include <cmath>

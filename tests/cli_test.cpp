@@ -1,0 +1,314 @@
+// The binary as a person or a script meets it: good runs, bad input in one line with the right exit
+// code, and interruptions that leave a playable video.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "media/frame_reader.h"
+#include "runtime_support.h"
+
+namespace longtake {
+namespace {
+
+using namespace testing_support;
+using Args = std::vector<std::string>;
+
+struct Result {
+  int code = -1;  // exit code, or -signal
+  std::string out;
+  std::string err;
+};
+
+// A running binary whose output goes to files.
+class Process {
+ public:
+  Process(const Args& args, const std::string& out, const std::string& err,
+          const std::function<void()>& before_exec = nullptr) {
+    pid_ = fork();
+    if (pid_ != 0) return;
+    dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), STDOUT_FILENO);
+    dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), STDERR_FILENO);
+    if (before_exec) before_exec();
+    std::vector<char*> argv = {const_cast<char*>("longtake")};
+    for (const std::string& arg : args) argv.push_back(const_cast<char*>(arg.c_str()));
+    argv.push_back(nullptr);
+    execv(LONGTAKE_BINARY, argv.data());
+    _exit(127);
+  }
+
+  void send(int signal) const { kill(pid_, signal); }
+
+  int wait() const {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+
+ private:
+  pid_t pid_ = -1;
+};
+
+class Cli : public testing::Test {
+ protected:
+  Result run(const Args& args, const std::function<void()>& before_exec = nullptr) const {
+    const std::string out = scratch_ / "stdout";
+    const std::string err = scratch_ / "stderr";
+    Result result;
+    result.code = Process(args, out, err, before_exec).wait();
+    result.out = read_text(out);
+    result.err = read_text(err);
+    return result;
+  }
+
+  // generate on the tiny model with the scratch folder's v.mp4 as output, plus `extra`.
+  Args generate(const Args& extra, const std::string& model = kTinyModel) const {
+    Args args = {"generate",  "--model", model,   "--prompt",        "a winter land",
+                 "--threads", "1",       "--out", scratch_ / "v.mp4"};
+    args.insert(args.end(), extra.begin(), extra.end());
+    return args;
+  }
+
+  void expect_failure(const Args& args, int code, const std::string& part) const {
+    const Result result = run(args);
+    EXPECT_EQ(result.code, code) << result.err;
+    EXPECT_NE(result.err.find(part), std::string::npos)
+        << "wanted: " << part << "\nfound: " << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    EXPECT_EQ(result.err.rfind("longtake: ", 0), 0U) << result.err;
+  }
+
+  static int count_frames(const std::string& path) {
+    const auto reader = open_frame_reader(path);
+    Frame frame;
+    int count = 0;
+    while (reader->read(frame)) ++count;
+    EXPECT_EQ(reader->width(), 256);
+    EXPECT_EQ(reader->height(), 128);
+    return count;
+  }
+
+  ScratchFolder scratch_;
+};
+
+TEST_F(Cli, MakesAVideoAndItsStatistics) {
+  const Result result = run(generate({"--actions", "d*3 W*2", "--stats", scratch_ / "s.json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(count_frames(scratch_ / "v.mp4"), 6);
+  const auto stats = nlohmann::json::parse(read_text(scratch_ / "s.json"));
+  EXPECT_EQ(stats["chunks"].size(), 6U);
+  EXPECT_EQ(stats["threads"], 1);
+  EXPECT_GT(stats["chunks"][5]["denoise_ms"], 0);
+  EXPECT_NE(result.err.find("peak memory"), std::string::npos) << result.err;
+  EXPECT_TRUE(result.out.empty());
+}
+
+TEST_F(Cli, MakesAFolderOfPicturesQuietly) {
+  Args args =
+      generate({"--seconds", "0.25", "--quiet", "--memory", "window", "--memory-budget", "256"});
+  args[8] = scratch_ / "frames";
+  const Result result = run(args);
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  EXPECT_EQ(count_frames(scratch_ / "frames"), 4);
+}
+
+TEST_F(Cli, ResumesWhereItStopped) {
+  const auto frames_of = [&](const Args& extra, const std::string& folder) {
+    Args args = generate(extra);
+    args[8] = scratch_ / folder;
+    const Result result = run(args);
+    EXPECT_EQ(result.code, 0) << result.err;
+  };
+  const std::string state = scratch_ / "state";
+  frames_of({"--actions", "d*2 W*3", "--frames", "8"}, "whole");
+  frames_of({"--actions", "d*2 W*3", "--frames", "5", "--save-state", state}, "first");
+  const Result resumed = run({"generate", "--model", kTinyModel, "--threads", "1", "--frames", "3",
+                              "--load-state", state, "--out", scratch_ / "rest"});
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(read_text(scratch_ / ("whole/frame_00000" + std::to_string(5 + i) + ".png")),
+              read_text(scratch_ / ("rest/frame_00000" + std::to_string(i) + ".png")));
+  const Result inspected = run({"inspect", state});
+  EXPECT_EQ(inspected.code, 0);
+  EXPECT_NE(inspected.out.find("next frame 5"), std::string::npos) << inspected.out;
+}
+
+TEST_F(Cli, StartsFromAVideo) {
+  ASSERT_EQ(run(generate({"--frames", "3"})).code, 0);
+  Args args = generate({"--frames", "2", "--init", scratch_ / "v.mp4"});
+  args[8] = scratch_ / "w.mp4";
+  const Result result = run(args);
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(count_frames(scratch_ / "w.mp4"), 2);
+}
+
+TEST_F(Cli, Inspects) {
+  const Result model = run({"inspect", kTinyModel});
+  EXPECT_EQ(model.code, 0) << model.err;
+  for (const char* part :
+       {"complete", "256 x 128", "transformer.blocks.*.self_attn.q.weight", "total: "})
+    EXPECT_NE(model.out.find(part), std::string::npos) << part;
+  const Result weights = run({"inspect", std::string(kTinyModel) + "/model.safetensors"});
+  EXPECT_NE(weights.out.find("a safetensors checkpoint"), std::string::npos) << weights.out;
+  expect_failure({"inspect", scratch_ / "nothing"}, 3, "No such file");
+}
+
+TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
+  expect_failure({}, 2, "command: expected generate or inspect");
+  expect_failure({"direct"}, 2, "found \"direct\"");
+  expect_failure({"serve", "--port", "1"}, 2, "found serve");
+  expect_failure({"generate"}, 2, "--out");
+  expect_failure(generate({"--colour", "red"}), 2, "--colour");
+  expect_failure({"generate", "--model", kTinyModel, "--out", scratch_ / "v.mp4"}, 2,
+                 "--prompt: expected");
+  expect_failure({"generate", "--model", kTinyModel, "--prompt", " ", "--out", scratch_ / "v.mp4"},
+                 2, "prompt: expected");
+  std::string long_prompt;
+  for (int i = 0; i < 400; ++i) long_prompt += "land ";
+  expect_failure(
+      {"generate", "--model", kTinyModel, "--prompt", long_prompt, "--out", scratch_ / "v.mp4"}, 2,
+      "at most 384");
+  expect_failure(generate({"--actions", "d*3 q"}), 2, "q");
+  expect_failure(generate({"--frames", "0"}), 2, "--frames: expected an integer in 1..");
+  expect_failure(generate({"--frames", "3x"}), 2, "found \"3x\"");
+  expect_failure(generate({"--frames", "3", "--seconds", "2"}), 2, "excludes");
+  expect_failure(generate({"--size", "-4x9"}), 2, "--size: expected 256x128");
+  expect_failure(generate({"--size", "512x256"}), 2, "--size: expected 256x128");
+  expect_failure(generate({"--threads", "0"}), 2, "--threads");
+  expect_failure(generate({"--memory", "tempcache"}), 2,
+                 "expected full or window in this version, found \"tempcache\"");
+  expect_failure(generate({"--memory", "elephant"}), 2,
+                 "expected full or window, found \"elephant\"");
+  expect_failure(generate({"--preset", "fast"}), 2, "in this version");
+  expect_failure(generate({"--self-attention", "annsa"}), 2, "in this version");
+  expect_failure(generate({"--cross-attention", "annca"}), 2, "in this version");
+  expect_failure(generate({"--step-cache", "teacache"}), 2, "in this version");
+  expect_failure(generate({"--ann", "lsh"}), 2, "in this version");
+  expect_failure(generate({"--density", "0.2"}), 2, "in this version");
+  expect_failure(generate({"--dtype", "fp8"}), 2, "in this version");
+  expect_failure(generate({"--decoder", "taehv"}), 2, "in this version");
+  expect_failure(generate({"--device", "cuda"}), 2, "--device: expected cpu in this version");
+  expect_failure(generate({"--memory-budget", "256"}), 2, "--memory window");
+  expect_failure(generate({"--memory", "window", "--memory-budget", "255"}), 2,
+                 "room for 2 frames");
+  expect_failure(generate({"--memory", "window", "--memory-budget", "lots"}), 2, "64MiB");
+  expect_failure(generate({"--frames", "10000000"}), 2, "--memory full");
+  EXPECT_FALSE(std::filesystem::exists(scratch_ / "v.mp4")) << "a refused run leaves nothing";
+}
+
+TEST_F(Cli, UnwritablePlacesAreFoundAtTheStart) {
+  const std::string nowhere = scratch_ / "no/such/folder/v.mp4";
+  Args args = generate({"--frames", "2"});
+  args[8] = nowhere;
+  const Result result = run(args);
+  EXPECT_TRUE(result.code == 1 || result.code == 2) << result.err;
+  EXPECT_NE(result.err.find("v.mp4"), std::string::npos) << result.err;
+  expect_failure(generate({"--stats", scratch_ / "no/s.json"}), 2,
+                 "--stats: expected a writable file");
+  expect_failure(generate({"--save-state", scratch_ / "no/state"}), 2, "--save-state");
+}
+
+TEST_F(Cli, BadInputFilesAreExitCode3) {
+  expect_failure(generate({}, scratch_ / "none"), 3, "config.json: expected a readable file");
+  expect_failure({"generate", "--prompt-file", scratch_ / "none", "--out", scratch_ / "v.mp4",
+                  "--model", kTinyModel},
+                 3, "none");
+  expect_failure(generate({"--init", scratch_ / "none.mp4"}), 3, "none.mp4");
+  expect_failure(generate({"--load-state", std::string(kTinyModel) + "/model.safetensors"}), 3,
+                 "kind");
+
+  const std::string folder = copy_tiny_model(scratch_);
+  const std::string weights = folder + "/model.safetensors";
+  const std::string whole = read_text(weights);
+  const auto expect_bad_weights = [&](const std::string& text, const std::string& part) {
+    write_text(weights, text);
+    expect_failure(generate({"--frames", "1"}, folder), 3, part);
+  };
+  expect_bad_weights(whole.substr(0, whole.size() - 1000), "truncated");
+  expect_bad_weights(whole.substr(0, 5), "at least 8 bytes");
+  std::string huge = whole;
+  huge[7] = 0x10;  // a header of 2^60 bytes
+  expect_bad_weights(huge, "header within the file");
+  expect_bad_weights("", "at least 8 bytes");
+  std::string renamed = whole;
+  renamed.replace(renamed.find("patch_embedding.bias"), 5, "Patch");
+  expect_bad_weights(renamed,
+                     "transformer.patch_embedding.bias: expected [64], found no such tensor");
+  std::string retyped = whole;
+  const size_t dtype = retyped.find("\"F32\"", retyped.find("latent_mean"));
+  retyped.replace(dtype, 5, "\"I32\"");
+  expect_bad_weights(retyped, "expected f32 or bf16 [16], found i32 [16]");
+  write_text(weights, whole);
+  replace_in_file(folder + "/config.json", "\"dim\": 64", "\"dim\": \"x\"");
+  expect_failure(generate({"--frames", "1"}, folder), 3, "dim: expected an integer");
+}
+
+// Waits until the run has made some frames, which the state of the output shows.
+void wait_for_bytes(const std::string& path, size_t bytes) {
+  using namespace std::chrono_literals;
+  for (int i = 0; i < 600; ++i) {
+    std::error_code error;
+    if (std::filesystem::file_size(path, error) >= bytes && !error) return;
+    std::this_thread::sleep_for(50ms);
+  }
+}
+
+TEST_F(Cli, ASignalLeavesAPlayableVideoStatisticsAndState) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const std::string err = scratch_ / "stderr";
+    const Process process(
+        generate({"--frames", "100000", "--memory", "window", "--memory-budget", "256", "--stats",
+                  scratch_ / "s.json", "--save-state", scratch_ / "state"}),
+        scratch_ / "stdout", err);
+    wait_for_bytes(scratch_ / "v.mp4", 10000);
+    process.send(signal);
+    EXPECT_EQ(process.wait(), 1);
+    const std::string text = read_text(err);
+    EXPECT_NE(text.find(signal == SIGINT ? "SIGINT: expected" : "SIGTERM: expected"),
+              std::string::npos)
+        << text;
+    const auto stats = nlohmann::json::parse(read_text(scratch_ / "s.json"));
+    EXPECT_TRUE(stats["interrupted"]);
+    EXPECT_EQ(static_cast<size_t>(count_frames(scratch_ / "v.mp4")), stats["chunks"].size());
+    EXPECT_EQ(run({"inspect", scratch_ / "state"}).code, 0);
+    std::filesystem::remove(scratch_ / "v.mp4");
+  }
+}
+
+TEST_F(Cli, AKilledRunLeavesAPlayableVideo) {
+  const Process process(
+      generate({"--frames", "100000", "--memory", "window", "--memory-budget", "256"}),
+      scratch_ / "stdout", scratch_ / "stderr");
+  wait_for_bytes(scratch_ / "v.mp4", 100000);
+  process.send(SIGKILL);
+  EXPECT_EQ(process.wait(), -SIGKILL);
+  EXPECT_GT(count_frames(scratch_ / "v.mp4"), 0);
+}
+
+TEST_F(Cli, AFullDiskIsOneLineAndLeavesAPlayableVideo) {
+  const auto limit = [] {  // no file may grow beyond this: writes fail as on a full disk
+    const rlimit size{200000, 200000};
+    setrlimit(RLIMIT_FSIZE, &size);
+  };
+  const Result result = run(
+      generate({"--frames", "100000", "--quiet", "--memory", "window", "--memory-budget", "256"}),
+      limit);
+  EXPECT_EQ(result.code, 1) << result.err;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  EXPECT_NE(result.err.find("v.mp4"), std::string::npos) << result.err;
+  EXPECT_GT(count_frames(scratch_ / "v.mp4"), 0);
+}
+
+}  // namespace
+}  // namespace longtake

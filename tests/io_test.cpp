@@ -1,0 +1,208 @@
+// Parsers of files nobody vouches for: what is right is read, what is wrong is named.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/error.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "io/vocabulary.h"
+#include "models/world/config.h"
+#include "models/world/model.h"
+#include "runtime_support.h"
+
+namespace longtake {
+namespace {
+
+using namespace testing_support;
+
+// The message of the Error (kInput) that `parse` must throw.
+template <typename Parse>
+std::string input_error(const Parse& parse) {
+  try {
+    parse();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInput) << error.what();
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos)
+        << "one line: " << error.what();
+    return error.what();
+  }
+  ADD_FAILURE() << "no error";
+  return {};
+}
+
+std::string safetensors_error(const std::string& file) {
+  return input_error([&] { parse_safetensors(bytes_of(file), "f"); });
+}
+
+#define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+constexpr const char* kTwoFloats = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
+
+std::string aligned(std::string header) {
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  return header;
+}
+
+TEST(Safetensors, ReadsTensorsAndMetadata) {
+  const std::string header = aligned(
+      R"({"__metadata__":{"k":"v"},"b":{"dtype":"I8","shape":[3],"data_offsets":[8,11]},)"
+      R"("a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"e":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}})");
+  const auto index =
+      parse_safetensors(bytes_of(safetensors_text(header, std::string(11, 'x'))), "f");
+  ASSERT_EQ(index.tensors.size(), 3U);
+  EXPECT_EQ(index.metadata.at("k"), "v");
+  const TensorInfo* a = index.find("a");
+  ASSERT_NE(a, nullptr);
+  EXPECT_EQ(a->shape, (Shape{1, 2}));
+  EXPECT_EQ(a->begin, 8 + header.size());
+  EXPECT_EQ(index.find("b")->dtype, DType::kI8);
+  EXPECT_EQ(index.find("c"), nullptr);
+}
+
+TEST(Safetensors, WritesWhatItReads) {
+  const ScratchFolder scratch;
+  Tensor floats(Device{}, DType::kF32, {2, 3});
+  for (int i = 0; i < 6; ++i) floats.data<float>()[i] = static_cast<float>(i);
+  Tensor bytes = Tensor::zeros(Device{}, DType::kU8, {5});
+  const NamedView tensors[] = {{"bytes", bytes}, {"floats", floats}};
+  write_safetensors(scratch / "f", tensors, {{"quote\"", "line\nbreak"}});
+  const SafetensorsFile file(scratch / "f");
+  EXPECT_EQ(file.index().metadata.at("quote\""), "line\nbreak");
+  const View read = file.view(*file.index().find("floats"));
+  EXPECT_EQ(read.shape(), (Shape{2, 3}));
+  EXPECT_EQ(read.data<float>()[5], 5.0F);
+  EXPECT_FALSE(std::filesystem::exists(scratch / "f.part"));
+}
+
+TEST(Safetensors, RefusesBadHeaders) {
+  EXPECT_HAS(safetensors_error("short"), "at least 8 bytes");
+  std::string huge = safetensors_text("{}", "");
+  huge[7] = 0x10;  // a header of 2^60 bytes
+  EXPECT_HAS(safetensors_error(huge), "truncated");
+  EXPECT_HAS(safetensors_error(safetensors_text("{\"a\":", "")), "valid JSON");
+  EXPECT_HAS(safetensors_error(safetensors_text("[1]", "")), "JSON object");
+  EXPECT_HAS(safetensors_error(safetensors_text("[[[[[[[[1]]]]]]]]", "")), "levels");
+  EXPECT_HAS(safetensors_error(safetensors_text("{\"a\":3}", "")), "object");
+  EXPECT_HAS(safetensors_error(safetensors_text("{\"__metadata__\":{\"k\":1}}", "")), "string");
+  EXPECT_HAS(
+      safetensors_error(safetensors_text(R"({"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},)"
+                                         R"("a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}})",
+                                         "")),
+      "twice");
+}
+
+TEST(Safetensors, RefusesBadTensors) {
+  const auto error = [](const std::string& entry, size_t data_bytes) {
+    return safetensors_error(
+        safetensors_text(aligned("{\"a\":{" + entry + "}}"), std::string(data_bytes, '\0')));
+  };
+  EXPECT_HAS(error(R"("dtype":"F13","shape":[2],"data_offsets":[0,8])", 8), "F13");
+  EXPECT_HAS(error(R"("dtype":7,"shape":[2],"data_offsets":[0,8])", 8), "dtype");
+  EXPECT_HAS(error(R"("shape":[2],"data_offsets":[0,8])", 8), "dtype");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[2])", 8), "data_offsets");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[1,1,1,1,1,2],"data_offsets":[0,8])", 8), "axes");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[-2],"data_offsets":[0,8])", 8), "fits");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[2.0],"data_offsets":[0,8])", 8), "fits");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0])", 0),
+             "fits");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,0])", 0),
+             "fits");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[3],"data_offsets":[0,8])", 8), "expected 12 bytes");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[2],"data_offsets":[8,0])", 8), "rising");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])", 4), "truncated");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])", 12), "4 more bytes");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[2],"data_offsets":[4,12])", 12), "hole");
+  // The header's length decides where the data lies: 1 byte off is misaligned.
+  EXPECT_HAS(safetensors_error(safetensors_text(aligned(kTwoFloats) + " ", std::string(8, '\0'))),
+             "aligned");
+}
+
+TEST(Safetensors, RefusesOverlap) {
+  const std::string header = aligned(
+      R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})");
+  EXPECT_HAS(safetensors_error(safetensors_text(header, std::string(6, '\0'))), "overlaps");
+}
+
+TEST(Safetensors, EveryPrefixOfAFileIsRefused) {
+  const std::string file = safetensors_text(aligned(kTwoFloats), std::string(8, '\0'));
+  EXPECT_NO_THROW(parse_safetensors(bytes_of(file), "f"));
+  for (size_t length = 0; length < file.size(); ++length) safetensors_error(file.substr(0, length));
+}
+
+TEST(Json, NamesKeyExpectedAndFound) {
+  const std::string good = read_text(std::string(kTinyModel) + "/config.json");
+  EXPECT_NO_THROW(world::parse_config(bytes_of(good), "c"));
+  const auto error_with = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    const size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    text.replace(at, from.size(), to);
+    return input_error([&] { world::parse_config(bytes_of(text), "c"); });
+  };
+  EXPECT_HAS(error_with("\"num_steps\": 2", "\"num_steps\": 0"),
+             "c.sampler.num_steps: expected an integer in 1..1000, found 0");
+  EXPECT_HAS(error_with("\"num_steps\": 2", "\"num_steps\": 99999999999999999999"), "found");
+  EXPECT_HAS(error_with("\"num_steps\"", "\"number\""), "no such key");
+  EXPECT_HAS(error_with("longtake-world", "wan"), "\"longtake-world\", found \"wan\"");
+  EXPECT_HAS(error_with("\"ode\"", "\"ddpm\""), "ode or renoise");
+  EXPECT_HAS(error_with("\"shift\": 2.5", "\"shift\": \"fast\""), "a number");
+  EXPECT_HAS(error_with("\"head_dim\": 64", "\"head_dim\": 48"), "num_heads * head_dim");
+  EXPECT_HAS(error_with("\"rope_time_pairs\": 8", "\"rope_time_pairs\": 7"), "rotary pairs");
+  EXPECT_HAS(error_with("\"latent_height\": 16", "\"latent_height\": 17"),
+             "multiples of patch_size");
+  EXPECT_HAS(error_with("{", "[{"), "valid JSON");
+  EXPECT_HAS(input_error([] { parse_json(bytes_of("{} {}"), "c", {100, 4}); }), "valid JSON");
+  EXPECT_HAS(input_error([] {
+               parse_json(bytes_of(std::string(101, ' ')), "c", {100, 4});
+             }),
+             "at most 100");
+}
+
+TEST(Json, QuotesTheUnprintable) {
+  EXPECT_EQ(printable("a\nb\x7f\xff"), "a\\x0ab\\x7f\\xff");
+  EXPECT_LT(printable(std::string(1000, 'x')).size(), 100U);
+}
+
+TEST(Vocabulary, SplitsLowersAndMarksTheUnknown) {
+  const Vocabulary words("<pad>\n<unk>\n.\n,\nred\ntower\n", "v");
+  EXPECT_EQ(words.tokenize("A Red,tower."), (std::vector<int32_t>{1, 4, 3, 5, 2}));
+  EXPECT_EQ(words.tokenize("  \n"), (std::vector<int32_t>{Vocabulary::kUnknown}));
+  EXPECT_EQ(words.unknown_words("red moon , Moon sun"), (std::vector<std::string>{"moon", "sun"}));
+}
+
+TEST(Vocabulary, RefusesBadFiles) {
+  EXPECT_HAS(input_error([] { Vocabulary("<pad>\n<unk>\na\na\n", "v"); }), "line 4");
+  EXPECT_HAS(input_error([] { Vocabulary("<pad>\n\nb\n", "v"); }), "line 2");
+  EXPECT_HAS(input_error([] { Vocabulary("<pad>\n", "v"); }), "at least 2");
+}
+
+TEST(Model, ReportsEveryTensorThatDiffersInOneMessage) {
+  const ScratchFolder scratch;
+  const std::string folder = copy_tiny_model(scratch);
+  const std::string weights = folder + "/model.safetensors";
+  replace_in_file(weights, "decoder.0.bias", "decoder.0.bios");  // one missing and one surplus
+  replace_in_file(weights, "text_encoder.final_norm.weight", "text_encoder.final_norm.height");
+  const std::string message = input_error([&] {
+    Context ctx;
+    world::load_model(ctx, folder, DType::kF32);
+  });
+  EXPECT_HAS(message, "found 4 that differ");
+  EXPECT_HAS(message, "autoencoder.decoder.0.bias: expected [32], found no such tensor");
+  EXPECT_HAS(message, "autoencoder.decoder.0.bios: expected no such tensor, found f32 [32]");
+  EXPECT_HAS(message, "text_encoder.final_norm.weight");
+}
+
+TEST(Model, ReportsShapesThatDoNotFitTheConfiguration) {
+  const ScratchFolder scratch;
+  const std::string folder = copy_tiny_model(scratch);
+  replace_in_file(folder + "/config.json", "\"ffn_dim\": 160", "\"ffn_dim\": 161");
+  const SafetensorsFile file(folder + "/model.safetensors");
+  const auto problems = world::check_weights(world::read_config(folder), file);
+  ASSERT_EQ(problems.size(), 6U);  // two layers: ffn.0.weight, ffn.0.bias, ffn.2.weight
+  EXPECT_HAS(problems[0], "expected f32, bf16 or i8 [161, 64], found i8 [160, 64]");
+}
+
+}  // namespace
+}  // namespace longtake

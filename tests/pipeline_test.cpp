@@ -1,0 +1,264 @@
+// Schedule, camera path, sessions and their statistics, on the tiny model.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "device/buffer.h"
+#include "models/world/model.h"
+#include "ops/linear.h"
+#include "pipeline/schedule.h"
+#include "pipeline/session.h"
+#include "pipeline/stats.h"
+#include "pipeline/walk.h"
+#include "runtime_support.h"
+
+namespace longtake {
+namespace {
+
+using namespace testing_support;
+using Pixels = std::vector<uint8_t>;
+
+Pixels copy_of(View rgb) {
+  return {rgb.data<uint8_t>(), rgb.data<uint8_t>() + rgb.numel()};
+}
+
+SessionOptions tiny_options(const std::string& memory = "full") {
+  SessionOptions options;
+  options.prompt = "a winter land with a red tower .";
+  options.seed = 11;
+  options.memory = memory;
+  options.sink_frames = 1;
+  options.window_frames = 3;
+  return options;
+}
+
+// A diagonal way, 8 pixels a frame on each axis.
+CameraPosition camera_of(int64_t frame) {
+  return {1400 + 8 * frame, 1480 + 8 * frame};
+}
+
+std::vector<Pixels> play(Session& session, int64_t frames) {
+  std::vector<Pixels> out;
+  for (int64_t i = 0; i < frames; ++i)
+    out.push_back(copy_of(session.step(camera_of(session.next_frame()))));
+  return out;
+}
+
+TEST(Schedule, FallsFromNoiseToClean) {
+  const auto levels = noise_levels(4, 2.5);
+  ASSERT_EQ(levels.size(), 5U);
+  EXPECT_DOUBLE_EQ(levels.front(), 1.0);
+  EXPECT_DOUBLE_EQ(levels.back(), 0.0);
+  EXPECT_DOUBLE_EQ(levels[2], 2.5 * 0.5 / (1 + 1.5 * 0.5));
+  EXPECT_EQ(noise_levels(2, 1.0), (std::vector<double>{1.0, 0.5, 0.0}));
+}
+
+TEST(Walk, FirstFrameIsAtTheStartAndShortWaysRepeat) {
+  Walk walk(overworld::parse_actions("d W"), {100, 200});
+  std::vector<std::pair<int64_t, int64_t>> seen;
+  for (int i = 0; i < 4; ++i) {
+    const CameraPosition at = walk.next();
+    seen.emplace_back(at.x, at.y);
+  }
+  EXPECT_EQ(seen, (std::vector<std::pair<int64_t, int64_t>>{
+                      {100, 200}, {104, 200}, {104, 192}, {108, 192}}));
+  Walk later(walk.actions(), {0, 0}, walk.next_action());
+  later.continue_from({108, 192});
+  EXPECT_EQ(later.next().y, walk.next().y);
+}
+
+TEST(Walk, TheTourReturns) {
+  CameraPosition at{};
+  for (const auto action : gentle_tour()) {
+    at.x += step_of(action).x;
+    at.y += step_of(action).y;
+  }
+  EXPECT_EQ(at.x, 0);
+  EXPECT_EQ(at.y, 0);
+}
+
+class SessionTest : public testing::TestWithParam<std::tuple<DType, std::string>> {
+ protected:
+  void SetUp() override {
+    if (dtype() == DType::kBF16 && !bf16_products_supported()) GTEST_SKIP() << "no bf16 products";
+  }
+
+  DType dtype() const { return std::get<0>(GetParam()); }
+
+  SessionOptions options() const { return tiny_options(std::get<1>(GetParam())); }
+
+  Context ctx_;
+};
+
+TEST_P(SessionTest, SameSeedSameBitsAndOtherSeedOtherFrames) {
+  const auto model = world::load_model(ctx_, kTinyModel, dtype());
+  Session first(ctx_, model, options());
+  Session second(ctx_, model, options());
+  const auto frames = play(first, 4);
+  EXPECT_EQ(frames, play(second, 4));
+  SessionOptions reseeded = options();
+  reseeded.seed = 12;
+  Session third(ctx_, model, reseeded);
+  EXPECT_NE(frames[0], play(third, 1)[0]);
+}
+
+TEST_P(SessionTest, ResumedRunEqualsTheUninterruptedOne) {
+  const ScratchFolder scratch;
+  const std::string state = scratch / "state";
+  const auto model = world::load_model(ctx_, kTinyModel, dtype());
+  Session whole(ctx_, model, options());
+  const auto expected = play(whole, 9);
+
+  Session before(ctx_, model, options());
+  play(before, 5);
+  before.save(state, {{"actions", "d*3"}});
+  const SavedSession saved = read_saved_session(state);
+  EXPECT_EQ(saved.next_frame, 5);
+  EXPECT_EQ(saved.notes.at("actions"), "d*3");
+  EXPECT_EQ(saved.camera->x, camera_of(4).x);
+
+  Session after(ctx_, model, saved.options);
+  after.load(state);
+  const auto found = play(after, 4);
+  for (size_t i = 0; i < found.size(); ++i)
+    EXPECT_EQ(found[i], expected[5 + i]) << "frame " << 5 + i;
+}
+
+TEST_P(SessionTest, SteadyStepAllocatesNothing) {
+  const auto model = world::load_model(ctx_, kTinyModel, dtype());
+  SessionOptions roomy = options();
+  roomy.expected_frames = 16;
+  Session session(ctx_, model, roomy);
+  play(session, 6);  // kernels are built, the workspace has grown, the window is full
+  const uint64_t before = num_buffer_allocations();
+  play(session, 6);
+  EXPECT_EQ(num_buffer_allocations(), before);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, SessionTest,
+                         testing::Combine(testing::Values(DType::kF32, DType::kBF16),
+                                          testing::Values("full", "window")),
+                         [](const auto& param) {
+                           return std::string(name_of(std::get<0>(param.param))) + "_" +
+                                  std::get<1>(param.param);
+                         });
+
+TEST(Session, WindowEqualsFullWhileItHoldsEverything) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  Session full(ctx, model, tiny_options("full"));
+  Session window(ctx, model, tiny_options("window"));
+  const auto a = play(full, 7);
+  const auto b = play(window, 7);
+  for (size_t i = 0; i <= 4; ++i)
+    EXPECT_EQ(a[i], b[i]) << i;  // 1 + 3 frames of history and its own
+  EXPECT_NE(a[6], b[6]);
+  EXPECT_DOUBLE_EQ(full.last_chunk().density, 1.0);
+  EXPECT_DOUBLE_EQ(window.last_chunk().density, 5.0 / 7.0);
+  EXPECT_EQ(window.last_chunk().cache_entries, 4 * 128);
+}
+
+TEST(Session, AGivenFrameIsRemembered) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  const Tensor grey = Tensor::zeros(Device{}, DType::kU8, {128, 256, 3});
+  std::memset(grey.data<uint8_t>(), 128, grey.bytes());
+  Session plain(ctx, model, tiny_options());
+  Session primed(ctx, model, tiny_options());
+  primed.remember(grey, camera_of(0));
+  EXPECT_EQ(primed.next_frame(), 1);
+  play(plain, 1);
+  EXPECT_NE(play(plain, 1), play(primed, 1));
+}
+
+TEST(Session, RefusesBadPrompts) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  SessionOptions options = tiny_options();
+  for (const std::string& prompt : {std::string(" \n"), [] {
+                                      std::string text;
+                                      for (int i = 0; i < 385; ++i) text += "red ";
+                                      return text;
+                                    }()}) {
+    options.prompt = prompt;
+    try {
+      Session(ctx, model, options);
+      ADD_FAILURE() << prompt.size();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      EXPECT_EQ(std::string(error.what()).rfind("prompt: expected", 0), 0U) << error.what();
+    }
+  }
+}
+
+TEST(Session, RefusesAStateOfAnotherKind) {
+  const ScratchFolder scratch;
+  const std::string state = scratch / "state";
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  Session session(ctx, model, tiny_options());
+  play(session, 2);
+  session.save(state, {});
+  const auto message = [&](const SessionOptions& options, const std::string& path) {
+    try {
+      Session other(ctx, model, options);
+      other.load(path);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInput) << error.what();
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_NE(message(tiny_options("window"), state).find("memory: expected window, found full"),
+            std::string::npos);
+  SessionOptions reseeded = tiny_options();
+  reseeded.seed = 1;
+  EXPECT_NE(message(reseeded, state).find("seed: expected 1, found 11"), std::string::npos);
+  EXPECT_NE(message(tiny_options(), std::string(kTinyModel) + "/model.safetensors").find("kind"),
+            std::string::npos);
+  const std::string whole = read_text(state);
+  write_text(state, whole.substr(0, whole.size() / 2));
+  EXPECT_NE(message(tiny_options(), state).find("truncated"), std::string::npos);
+}
+
+// Keys named in docs/stats.md: the text between backticks in the first column of each table.
+std::vector<std::set<std::string>> documented_keys() {
+  std::vector<std::set<std::string>> tables;
+  std::istringstream lines(read_text("docs/stats.md"));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("| key |", 0) == 0) tables.emplace_back();
+    if (line.rfind("| `", 0) != 0) continue;
+    const std::string cell = line.substr(0, line.find('|', 1));
+    for (size_t at = cell.find('`'); at != std::string::npos; at = cell.find('`', at)) {
+      const size_t end = cell.find('`', at + 1);
+      tables.back().insert(cell.substr(at + 1, end - at - 1));
+      at = end + 1;
+    }
+  }
+  return tables;
+}
+
+TEST(Stats, JsonHasTheDocumentedKeys) {
+  RunStats stats;
+  stats.prompt = "broken \xff text";
+  stats.chunks.resize(2);
+  const auto json = nlohmann::json::parse(stats.to_json());
+  const auto keys_of = [](const nlohmann::json& object) {
+    std::set<std::string> keys;
+    for (const auto& [key, value] : object.items()) keys.insert(key);
+    return keys;
+  };
+  const auto documented = documented_keys();
+  ASSERT_EQ(documented.size(), 2U);
+  EXPECT_EQ(keys_of(json), documented[0]);
+  EXPECT_EQ(keys_of(json["chunks"][1]), documented[1]);
+}
+
+}  // namespace
+}  // namespace longtake
