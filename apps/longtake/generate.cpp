@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "device/context.h"
+#include "io/json.h"
 #include "io/mapped_file.h"
 #include "kv/page.h"
 #include "media/frame_reader.h"
@@ -228,6 +229,14 @@ void expect_room(const Plan& plan, const world::Config& config, DType dtype) {
               " frames (--memory window has a constant size)"));
 }
 
+void warn_of_unknown_words(const Vocabulary& vocabulary, const std::string& prompt) {
+  std::string words;
+  for (const std::string& word : vocabulary.unknown_words(prompt))
+    words += (words.empty() ? "" : ", ") + word;
+  if (!words.empty())
+    log(LogLevel::kWarning, "prompt: words that the model does not know: " + printable(words));
+}
+
 // The given frames become the session's past, seen along the first actions.
 void remember_init(const std::string& path, const world::TransformerConfig& sizes, Session& session,
                    Walk& walk) {
@@ -291,7 +300,6 @@ RunStats describe_run(const Context& ctx, const world::Model& model, const Sessi
 void play(Session& session, Walk& walk, FrameWriter& writer, const Plan& plan, bool quiet,
           RunStats& stats) {
   Progress progress(plan.frames, quiet);
-  stats.chunks.reserve(static_cast<size_t>(plan.frames));
   const auto start = Clock::now();
   for (int64_t frame = 0; frame < plan.frames && stop_signal() == 0; ++frame) {
     const View rgb = session.step(walk.next());
@@ -328,8 +336,7 @@ int generate(const GenerateFlags& flags) {
 
   Context ctx(device, static_cast<int>(flags.threads));
   const world::Model model = world::load_model(ctx, folder, dtype);
-  for (const std::string& word : model.vocabulary.unknown_words(plan.session.prompt))
-    log(LogLevel::kWarning, str("prompt: the model does not know the word \"", word, '"'));
+  if (!flags.quiet) warn_of_unknown_words(model.vocabulary, plan.session.prompt);
   Session session(ctx, model, plan.session);
   Walk walk(plan.actions, start_of(config.transformer), plan.next_action);
   if (saved != nullptr) {
