@@ -21,8 +21,8 @@ class FrameReader {
   virtual int height() const = 0;
 };
 
-// A folder is read as its *.png files in the order of their names; anything else by FFmpeg: a video
-// (mp4, webm ...) or one picture (PNG, JPEG ...).
+// A folder is read as its *.png files, ordered by length of name, then by name; a file as a video
+// (mp4, webm ...) or one picture (PNG, JPEG ...), whatever it is called.
 std::unique_ptr<FrameReader> open_frame_reader(const std::string& path);
 
 }  // namespace longtake

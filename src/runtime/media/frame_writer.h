@@ -20,16 +20,15 @@ class FrameWriter {
   // Waits until every frame is in the file. Further calls do nothing; write() may not follow.
   virtual void close() = 0;
 
-  // Frames handed to the file so far; after close() all of them are readable there. On a failure
-  // this is an upper bound of the readable ones: a video holds back the frames of its last
-  // fragment.
+  // Frames that a reader finds in the file by now, even if we are killed: a video grows by a
+  // fragment, about a second, at a time. After close(), or after a failure, exactly those there.
   virtual int64_t frames_written() const = 0;
 };
 
-// `*.mp4`: H.264, one fragment a second, so that a killed run leaves a file that plays up to its
-// last full second. Any other path: a folder (made if missing) of frame_000000.png,
-// frame_000001.png
-// ... Whether the place is writable is checked here, before slow work starts. fps: frames/s.
+// `*.mp4`: H.264 in fragments of a second; an odd side becomes even by repeating its edge. Any
+// other path: a folder (made if missing) of frame_000000.png, frame_000001.png ... What an earlier
+// run left there is replaced. Whether the place is writable is found out here, before slow work
+// starts. fps: frames/s.
 std::unique_ptr<FrameWriter> open_frame_writer(const std::string& path, int width, int height,
                                                double fps);
 
