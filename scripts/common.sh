@@ -40,6 +40,7 @@ need_for_build() {
   say "what is missing and why"
   need g++ cmake ninja-build pkg-config -- "to compile (C++20, CMake >= 3.25)"
   need libdnnl-dev -- "oneDNN: matrix products and convolutions on the CPU"
+  need ocl-icd-opencl-dev -- "oneDNN's CMake package asks for OpenCL; nothing of it runs here"
   need libhwy-dev -- "Highway: our own SIMD kernels, one source for every CPU"
   need libavformat-dev libavcodec-dev libavutil-dev libswscale-dev -- "FFmpeg: mp4 in and out"
   need libpng-dev -- "PNG frames in and out"
