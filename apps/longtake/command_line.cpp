@@ -82,7 +82,7 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--size", flags.size, "WxH; a world model has one size");
   app.add_option("--seed", flags.seed, "noise seed (default 0)")
       ->check(number_in<uint64_t>(0, std::numeric_limits<uint64_t>::max(), "an integer"));
-  app.add_option("--out", flags.out, "FILE.mp4, or a folder of PNG frames")->required();
+  app.add_option("--out", flags.out, "FILE.mp4, or a folder of PNG frames; must be given");
 
   app.add_option("--preset", flags.preset, "dense | window")
       ->check(one_of({"dense", "window"}, {"tempcache", "annsa", "annca", "fast"}));

@@ -183,6 +183,7 @@ int64_t choose_frames(const GenerateFlags& flags, const Plan& plan, bool resumed
 Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dtype,
                const SavedSession* saved) {
   constexpr size_t kMaxPromptBytes = 1 << 20;
+  if (flags.out.empty()) usage("--out: expected FILE.mp4 or a folder of PNG frames, found none");
   Plan plan;
   if (saved != nullptr) plan.session = saved->options;
   if (!flags.prompt_file.empty())
