@@ -1,10 +1,11 @@
-// conv2d on oneDNN, channels-last. The weight is packed for a typical image; for an image that wants
-// another layout it is packed again on the first call. (Keeping the first layout there would fall
-// to oneDNN's reference kernel, a hundred times slower.)
+// conv2d on oneDNN, channels-last. The weight is packed for a typical image; for an image that
+// wants another layout it is packed again on the first call. (Keeping the first layout there would
+// fall to oneDNN's reference kernel, a hundred times slower.)
 #include <algorithm>
 #include <tuple>
 
 #include "ops/conv.h"
+#include "ops/elementwise.h"
 #include "ops/expect.h"
 #include "ops/linear.h"
 #include "ops/onednn.h"
@@ -114,6 +115,13 @@ int64_t ConvWeight::out_width(int64_t size) const {
 namespace cpu {
 
 void conv2d(Context& ctx, View x, const ConvWeight& weight, View out) {
+  if (weight.compute_dtype() == DType::kF32 && out.dtype() == DType::kBF16) {
+    // oneDNN has no f32 convolution with a bf16 result.
+    const Workspace::Scope scope(ctx.workspace());
+    const View wide = ctx.workspace().take(DType::kF32, out.shape());
+    cpu::conv2d(ctx, x, weight, wide);
+    return cpu::convert(ctx, wide, out);
+  }
   ConvWeight::Impl& impl = weight.impl();
   const Key key{x.dim(0), x.dim(1), out.dtype()};
   const onednn::Primitive& primitive = impl.primitives.get(key, [&] {

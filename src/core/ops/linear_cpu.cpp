@@ -2,6 +2,7 @@
 // typical number of rows; every other number of rows uses the same packed weight.
 #include <tuple>
 
+#include "ops/elementwise.h"
 #include "ops/expect.h"
 #include "ops/linear.h"
 #include "ops/onednn.h"
@@ -100,6 +101,13 @@ bool bf16_products_supported() {
 namespace cpu {
 
 void linear(Context& ctx, View x, const LinearWeight& weight, Activation activation, View out) {
+  if (weight.compute_dtype() == DType::kF32 && out.dtype() == DType::kBF16) {
+    // oneDNN has no f32 product with a bf16 result.
+    const Workspace::Scope scope(ctx.workspace());
+    const View wide = ctx.workspace().take(DType::kF32, out.shape());
+    cpu::linear(ctx, x, weight, activation, wide);
+    return cpu::convert(ctx, wide, out);
+  }
   LinearWeight::Impl& impl = weight.impl();
   const Key key{x.dim(0), activation, out.dtype()};
   const onednn::Primitive& primitive = impl.primitives.get(key, [&] {

@@ -1,0 +1,45 @@
+// Nearest neighbours in a few bits: a vector is kept as integers of `bits` bits under one scale of
+// its own, and a query meets all of them. The scan is integer arithmetic; at 8 bits its order hardly
+// differs from the exact one.
+#pragma once
+
+#include "ann/index.h"
+
+namespace longtake {
+
+struct QuantOptions {
+  int bits = 8;         // 2..8, sign included; one byte is stored in any case
+  float radius = 0.5F;  // of bucket(): Euclidean distance, measured in the integers
+};
+
+class QuantIndex final : public AnnIndex {
+ public:
+  // Throws Error(kUsage) for options out of range.
+  QuantIndex(int64_t dim, const QuantOptions& options);
+
+  int64_t size() const override { return static_cast<int64_t>(scales_.size()); }
+
+  void set(int64_t slot, const float* vector) override;
+  void remove(int64_t slot) override;
+  void clear() override;
+  void nearest(const float* query, int64_t most, std::vector<int32_t>& out) override;
+  void bucket(const float* query, std::vector<int32_t>& out) override;
+
+  // vector ~ scale * code: writes code [dim] and returns the scale.
+  float quantise(const float* vector, int8_t* code) const;
+
+ private:
+  // distances_[slot] = squared distance between the integers' vectors.
+  void measure(const float* query);
+
+  int64_t dim_;
+  QuantOptions options_;
+  std::vector<int8_t> codes_;   // [slots, dim]
+  std::vector<float> scales_;   // [slots]
+  std::vector<float> squares_;  // [slots]: |scale * code|^2
+  std::vector<int8_t> query_;
+  std::vector<int32_t> dots_;
+  std::vector<float> distances_;
+};
+
+}  // namespace longtake

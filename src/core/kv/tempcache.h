@@ -1,0 +1,40 @@
+// Options of the policy `tempcache`; tempcache.cpp says what it does.
+#pragma once
+
+#include <cstdint>
+
+#include "ann/index.h"
+
+namespace longtake {
+
+// When two keys count as the same thing seen twice.
+enum class MergeRule : uint8_t {
+  kNats,   // expected error of a logit, in nats, on keys without their temporal rotation
+  kPaper,  // cosine of the keys as they are; implies GroupKey::kNewest and GroupBias::kLogCount
+};
+
+// The key that stands for a group.
+enum class GroupKey : uint8_t { kMean, kNewest };
+
+// What is added to its logit. log m is right if all m members have the same logit; members seen at
+// other times have other temporal phases and lower ones.
+enum class GroupBias : uint8_t { kNone, kLogCount };
+
+struct TempCacheOptions {
+  int64_t exact_frames = 4;      // the newest frames, which never merge
+  double merge_threshold = 0.5;  // merge below so many nats (kPaper: above this cosine)
+  int64_t budget_tokens = 0;     // most keys per head, exact ones included; 0: no limit
+  AnnEngine ann = AnnEngine::kLsh;
+  MergeRule rule = MergeRule::kNats;
+  GroupKey key = GroupKey::kMean;
+  GroupBias bias = GroupBias::kNone;
+  // The temporal rotation: pair i < time_pairs of a head turns by frame * time_theta^(-i /
+  // time_pairs).
+  int64_t time_pairs = 0;
+  double time_theta = 10000;
+  uint64_t seed = 0;  // of the random projections
+};
+
+inline constexpr double kPaperThreshold = 0.9;
+
+}  // namespace longtake

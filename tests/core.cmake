@@ -1,0 +1,7 @@
+# Tests of the core library.
+find_package(hwy REQUIRED CONFIG)
+
+longtake_test(core_base_test SOURCES core_base_test.cpp LIBS longtake_core)
+longtake_test(core_ops_test SOURCES core_ops_test.cpp LIBS longtake_core)
+longtake_test(core_attention_test SOURCES core_attention_test.cpp LIBS longtake_core hwy::hwy)
+longtake_test(core_kv_test SOURCES core_kv_test.cpp LIBS longtake_core)
