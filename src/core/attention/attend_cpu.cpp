@@ -34,8 +34,10 @@ using VF = hn::Vec<DF>;
 constexpr bool kAvx512 = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL;
 constexpr int kCols = 4;  // vectors of one register tile
 constexpr int kRows =
-    kAvx512 ? 6 : 3;             // its queries: kRows * kCols accumulators fill the registers
-constexpr float kSlack = 8.0F;   // log2
+    kAvx512 ? 6 : 3;  // its queries: kRows * kCols accumulators fill the registers
+constexpr int kVectors =
+    kPageTokens / static_cast<int64_t>(hn::MaxLanes(DF()));  // of one row of scores
+constexpr float kSlack = 8.0F;                               // log2
 constexpr float kNone = -1e30F;  // threshold of a row that has seen no key: any score passes
 constexpr float kLog2E = 1.44269504088896340736F;
 
@@ -249,27 +251,29 @@ HWY_INLINE void attend_block(const AttendTile& tile, const KvPage& page, int64_t
     float* row = scores + r * kPageTokens;
     const RowState mine{state.out + (first + r) * dim, state.sums + (first + r) * lanes,
                         state.reference + first + r, state.threshold + first + r};
-    VF minus_reference = hn::Set(d, -*mine.reference);
+    const VF minus_reference = hn::Set(d, -*mine.reference);
+    VF t[kVectors];  // log2 of the probabilities, relative to the reference
     VF top = hn::Set(d, kNone);
-    for (int64_t j = 0; j < kPageTokens; j += lanes) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) {
       VF offset = minus_reference;
-      if (bias != nullptr) offset = hn::Add(offset, hn::LoadU(d, bias + j));
-      const VF t = hn::MulAdd(hn::LoadU(d, row + j), scale, offset);
-      hn::StoreU(t, d, row + j);
-      top = hn::Max(top, t);
+      if (bias != nullptr) offset = hn::Add(offset, hn::LoadU(d, bias + j * lanes));
+      t[j] = hn::MulAdd(hn::LoadU(d, row + j * lanes), scale, offset);
+      top = hn::Max(top, t[j]);
     }
     if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Gt(top, hn::Set(d, *mine.threshold))))) {
       const float rise = hn::GetLane(hn::MaxOfLanes(d, top));
       raise_reference(mine, *mine.reference + rise, dim);
-      for (int64_t j = 0; j < kPageTokens; j += lanes)
-        hn::StoreU(hn::Sub(hn::LoadU(d, row + j), hn::Set(d, rise)), d, row + j);
+#pragma GCC unroll 16
+      for (int j = 0; j < kVectors; ++j) t[j] = hn::Sub(t[j], hn::Set(d, rise));
     }
     VF sum = hn::LoadU(d, mine.sums);
-    for (int64_t j = 0; j < kPageTokens; j += 2 * lanes) {
-      const VF lo = exp2_lanes<Dot::kDegree>(hn::LoadU(d, row + j));
-      const VF hi = exp2_lanes<Dot::kDegree>(hn::LoadU(d, row + j + lanes));
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; j += 2) {
+      const VF lo = exp2_lanes<Dot::kDegree>(t[j]);
+      const VF hi = exp2_lanes<Dot::kDegree>(t[j + 1]);
       sum = hn::Add(sum, hn::Add(lo, hi));
-      Dot::store(lo, hi, probabilities + r * kPageTokens + j);
+      Dot::store(lo, hi, probabilities + r * kPageTokens + j * lanes);
     }
     hn::StoreU(sum, d, mine.sums);
   }
