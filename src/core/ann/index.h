@@ -1,8 +1,8 @@
 // AnnIndex: an approximate nearest-neighbour index over the vectors of one head. Two engines: signs
 // of random projections (lsh.h) and few-bit integers (quant.h).
 //
-// Vectors live in slots 0 .. size() - 1 that the caller numbers as it numbers what they stand for. A
-// slot can be rewritten and removed at any time, each in time independent of size(): nothing is
+// Vectors live in slots 0 .. size() - 1 that the caller numbers as it numbers what they stand for.
+// A slot can be rewritten and removed at any time, each in time independent of size(): nothing is
 // ever rebuilt. What an index answers depends on its vectors alone, never on the order in which
 // they came, so that a saved and refilled index answers alike.
 #pragma once

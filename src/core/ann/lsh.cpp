@@ -117,8 +117,7 @@ void LshIndex::probe(uint64_t code) {
   }
   found_.clear();
   for (int table = 0; table < coder_.options().tables; ++table) {
-    const int32_t* first =
-        first_.data() + (static_cast<size_t>(table) << coder_.options().bits);
+    const int32_t* first = first_.data() + (static_cast<size_t>(table) << coder_.options().bits);
     for (const uint32_t pattern : probes_) {
       for (int32_t slot = first[coder_.bucket_of(code, table) ^ pattern]; slot >= 0;
            slot = link(slot, table).next) {
@@ -142,8 +141,7 @@ void LshIndex::nearest(const float* query, int64_t most, std::vector<int32_t>& o
   const auto count = std::min(static_cast<size_t>(most), ranked_.size());
   std::partial_sort(ranked_.begin(), ranked_.begin() + static_cast<int64_t>(count), ranked_.end());
   out.clear();
-  for (size_t i = 0; i < count; ++i)
-    out.push_back(static_cast<int32_t>(ranked_[i] & 0xffffffffU));
+  for (size_t i = 0; i < count; ++i) out.push_back(static_cast<int32_t>(ranked_[i] & 0xffffffffU));
 }
 
 void LshIndex::bucket(const float* query, std::vector<int32_t>& out) {

@@ -1,9 +1,9 @@
 // Locality-sensitive hashing by signs of random projections (Charikar 2002): a bit differs with
-// probability angle / pi. `tables` groups of `bits` signs each name a bucket; a query looks into the
-// buckets within Hamming distance `radius` of its own and ranks what it finds by all its signs.
+// probability angle / pi. `tables` groups of `bits` signs each name a bucket; a query looks into
+// the buckets within Hamming distance `radius` of its own and ranks what it finds by all its signs.
 //
-// One table of one probe misses most true neighbours: at a cosine of .95 twelve signs all agree with
-// probability .28. Four tables with one sign allowed to differ find .99 of them.
+// One table of one probe misses most true neighbours: at a cosine of .95 twelve signs all agree
+// with probability .28. Four tables with one sign allowed to differ find .99 of them.
 #pragma once
 
 #include "ann/index.h"
@@ -36,7 +36,8 @@ class LshCoder {
  private:
   int64_t dim_;
   LshOptions options_;
-  std::vector<float> directions_;  // [dim, bits * tables]: a row per channel, so that loops are long
+  std::vector<float>
+      directions_;  // [dim, bits * tables]: a row per channel, so that loops are long
 };
 
 class LshIndex final : public AnnIndex {

@@ -1,6 +1,6 @@
 // Nearest neighbours in a few bits: a vector is kept as integers of `bits` bits under one scale of
-// its own, and a query meets all of them. The scan is integer arithmetic; at 8 bits its order hardly
-// differs from the exact one.
+// its own, and a query meets all of them. The scan is integer arithmetic; at 8 bits its order
+// hardly differs from the exact one.
 #pragma once
 
 #include "ann/index.h"

@@ -1,0 +1,197 @@
+// The indexes against exact search: planted neighbours, slots that come and go, options.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "ann/index.h"
+#include "ann/lsh.h"
+#include "ann/quant.h"
+#include "base/error.h"
+#include "base/philox.h"
+
+namespace longtake {
+namespace {
+
+constexpr int64_t kDim = 64;
+
+std::vector<float> normals(uint64_t seed, int64_t count) {
+  std::vector<float> out(static_cast<size_t>(count));
+  fill_normal(seed, 0, 0, out.data(), count);
+  return out;
+}
+
+float square_distance(const float* a, const float* b) {
+  float sum = 0;
+  for (int64_t d = 0; d < kDim; ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
+  return sum;
+}
+
+// `count` random vectors and as many queries; query i lies at cosine ~ 1 / sqrt(1 + noise^2) of
+// vector i.
+struct Planted {
+  Planted(int64_t number, float noise)
+      : count(number), vectors(normals(1, count * kDim)), queries(normals(2, count * kDim)) {
+    for (size_t i = 0; i < queries.size(); ++i) queries[i] = vectors[i] + noise * queries[i];
+  }
+
+  const float* vector(int64_t i) const { return vectors.data() + i * kDim; }
+
+  const float* query(int64_t i) const { return queries.data() + i * kDim; }
+
+  void fill(AnnIndex& index) const {
+    for (int64_t i = 0; i < count; ++i) index.set(i, vector(i));
+  }
+
+  int32_t nearest(const float* query) const {
+    int32_t best = 0;
+    for (int32_t i = 1; i < count; ++i) {
+      if (square_distance(query, vector(i)) < square_distance(query, vector(best))) best = i;
+    }
+    return best;
+  }
+
+  // Share of queries whose exact nearest vector is among the `most` candidates.
+  double recall(AnnIndex& index, int64_t most) const {
+    int64_t hits = 0;
+    std::vector<int32_t> found;
+    for (int64_t i = 0; i < count; ++i) {
+      index.nearest(query(i), most, found);
+      hits += std::count(found.begin(), found.end(), nearest(query(i)));
+    }
+    return static_cast<double>(hits) / static_cast<double>(count);
+  }
+
+  int64_t count;
+  std::vector<float> vectors, queries;
+};
+
+TEST(Lsh, FindsPlantedNeighbours) {
+  const Planted planted(600, 0.33F);  // cosine .95
+  const auto index = make_ann_index(AnnEngine::kLsh, kDim, 7);
+  planted.fill(*index);
+  // 1 - (1 - .28 - .38)^4 = .987: no sign of twelve differs in one of four tables, or one does.
+  EXPECT_NEAR(planted.recall(*index, 8), 0.987, 0.015);
+}
+
+TEST(Lsh, OneTableOfOneProbeMissesThem) {
+  const Planted planted(600, 0.33F);
+  LshIndex index(kDim, {.bits = 12, .tables = 1, .radius = 0, .seed = 7});
+  planted.fill(index);
+  // (1 - acos(.95) / pi)^12 = .28
+  EXPECT_NEAR(planted.recall(index, 8), 0.28, 0.08);
+}
+
+TEST(Lsh, CodesAreSeededAndBucketsHoldTheirMembers) {
+  const Planted planted(200, 0.1F);
+  const LshOptions options{.bits = 6, .tables = 2, .radius = 1, .seed = 3};
+  const LshCoder coder(kDim, options);
+  std::vector<uint64_t> codes(200);
+  coder.codes(planted.vectors.data(), 200, codes.data());
+  EXPECT_EQ(codes[17], LshCoder(kDim, options).code(planted.vector(17)));
+  EXPECT_NE(codes[17], LshCoder(kDim, {6, 2, 1, 4}).code(planted.vector(17)));
+
+  LshIndex index(kDim, options);
+  planted.fill(index);
+  std::vector<int32_t> found;
+  index.bucket(planted.query(5), found);
+  const uint64_t code = coder.code(planted.query(5));
+  std::vector<int32_t> expected;
+  for (int32_t i = 0; i < 200; ++i) {
+    bool near = false;
+    for (int table = 0; table < options.tables; ++table)
+      near |= __builtin_popcount(coder.bucket_of(code, table) ^
+                                 coder.bucket_of(codes[static_cast<size_t>(i)], table)) <= 1;
+    if (near) expected.push_back(i);
+  }
+  EXPECT_EQ(found, expected);
+}
+
+TEST(Quant, RecallGrowsWithBits) {
+  const Planted planted(600, 3.0F);  // hardly nearer than the others
+  double last = 0;
+  for (const int bits : {2, 4, 8}) {
+    QuantIndex index(kDim, {.bits = bits});
+    planted.fill(index);
+    const double recall = planted.recall(index, 1);
+    EXPECT_GT(recall, last) << bits;
+    last = recall;
+  }
+  EXPECT_GE(last, 0.97);
+}
+
+TEST(Quant, BucketIsABall) {
+  const Planted planted(300, 0.05F);
+  QuantIndex index(kDim, {.bits = 8, .radius = 1.0F});
+  planted.fill(index);
+  std::vector<int32_t> found;
+  for (int32_t i = 0; i < 300; ++i) {
+    index.bucket(planted.query(i), found);
+    EXPECT_EQ(found, std::vector<int32_t>{i});  // others are about sqrt(128) away
+  }
+}
+
+class EitherIndex : public testing::TestWithParam<AnnEngine> {};
+
+// Sets, rewrites and removals in any order leave what a fresh index of the same vectors has.
+TEST_P(EitherIndex, AnswersDependOnTheVectorsAlone) {
+  const Planted planted(150, 0.3F);
+  const auto index = make_ann_index(GetParam(), kDim, 9);
+  std::vector<int64_t> held;  // vector in slot
+  for (uint32_t turn = 0; turn < 1500; ++turn) {
+    const auto words = philox4x32_10({turn, 0, 0, 0}, 5);
+    const auto which = static_cast<int64_t>(words[0] % 150);
+    if (held.empty() || words[1] % 3 == 0) {
+      index->set(index->size(), planted.vector(which));
+      held.push_back(which);
+      continue;
+    }
+    const size_t slot = words[2] % held.size();
+    if (words[1] % 3 == 1) {
+      index->set(static_cast<int64_t>(slot), planted.vector(which));
+      held[slot] = which;
+    } else {
+      index->remove(static_cast<int64_t>(slot));
+      held[slot] = held.back();
+      held.pop_back();
+    }
+  }
+  ASSERT_GT(held.size(), 5U);
+  const auto fresh = make_ann_index(GetParam(), kDim, 9);
+  for (size_t i = held.size(); i > 0; --i) fresh->set(fresh->size(), planted.vector(held[0]));
+  for (size_t i = 0; i < held.size(); ++i)
+    fresh->set(static_cast<int64_t>(i), planted.vector(held[i]));
+  ASSERT_EQ(index->size(), fresh->size());
+  std::vector<int32_t> a;
+  std::vector<int32_t> b;
+  for (int64_t i = 0; i < 150; ++i) {
+    index->nearest(planted.query(i), 4, a);
+    fresh->nearest(planted.query(i), 4, b);
+    EXPECT_EQ(a, b);
+    index->bucket(planted.query(i), a);
+    fresh->bucket(planted.query(i), b);
+    EXPECT_EQ(a, b);
+  }
+  index->clear();
+  index->nearest(planted.query(0), 4, a);
+  EXPECT_TRUE(a.empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, EitherIndex, testing::Values(AnnEngine::kLsh, AnnEngine::kQuant),
+                         [](const auto& engine) {
+                           return engine.param == AnnEngine::kLsh ? "Lsh" : "Quant";
+                         });
+
+TEST(Options, OutOfRangeAreRefused) {
+  EXPECT_THROW(LshIndex(kDim, {.bits = 0}), Error);
+  EXPECT_THROW(LshIndex(kDim, {.bits = 16, .tables = 5}), Error);
+  EXPECT_THROW(LshIndex(kDim, {.bits = 8, .radius = 9}), Error);
+  EXPECT_THROW(QuantIndex(kDim, {.bits = 1}), Error);
+  EXPECT_THROW(QuantIndex(kDim, {.bits = 9}), Error);
+}
+
+}  // namespace
+}  // namespace longtake
