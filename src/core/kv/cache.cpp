@@ -174,6 +174,7 @@ void KvCache::save(std::ostream& out) const {
       out.write(reinterpret_cast<const char*>(page.keys), bytes);  // keys, values and bias adjoin
     }
   }
+  write_policy(out);
   if (!out) throw Error("cache state: expected to write it, found a failing stream");
 }
 
@@ -209,7 +210,7 @@ void KvCache::load(std::istream& in) {
         if (!in) throw Error(ErrorKind::kInput, "cache state: expected a page, found its end");
       }
     }
-    if (!set_policy_state(state))
+    if (!set_policy_state(state) || !read_policy(in))
       throw Error(ErrorKind::kInput, "cache state: expected this policy's state, found another");
   } catch (...) {
     reset();
@@ -230,8 +231,9 @@ std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options) {
                 str("cache head_dim: expected an even number, found ", options.head_dim));
   if (options.memory == "full") return make_full_cache(ctx, options);
   if (options.memory == "window") return make_window_cache(ctx, options);
+  if (options.memory == "tempcache") return make_temp_cache(ctx, options);
   throw Error(ErrorKind::kUsage,
-              str("memory: expected full or window, found '", options.memory, "'"));
+              str("memory: expected full, window or tempcache, found '", options.memory, "'"));
 }
 
 }  // namespace longtake

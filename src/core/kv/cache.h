@@ -1,5 +1,5 @@
 // KvCache: the keys and values that one layer remembers. A policy (one file each: full.cpp,
-// window.cpp) decides what stays of every committed chunk.
+// window.cpp, tempcache.cpp) decides what stays of every committed chunk.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,7 @@
 #include "base/dtype.h"
 #include "device/context.h"
 #include "kv/page.h"
+#include "kv/tempcache.h"
 #include "tensor/tensor.h"
 
 namespace longtake {
@@ -23,14 +24,21 @@ struct ChunkPosition {
 };
 
 struct CacheOptions {
-  std::string memory = "full";  // policy: "full" | "window"
-  int64_t sink_frames = 1;      // window: first frames, kept for ever
+  std::string memory = "full";  // policy: "full" | "window" | "tempcache"
+  int64_t sink_frames = 1;      // window, tempcache: first frames, kept for ever
   int64_t window_frames = 36;   // window: most recent frames kept beside the sink
   int64_t reserve_tokens = 0;   // full: history tokens that need no growth
   DType dtype = DType::kBF16;
   int64_t num_heads = 0;
   int64_t head_dim = 0;
   int64_t tokens_per_frame = 0;
+  TempCacheOptions tempcache;
+};
+
+// Keys of all heads that a policy no longer keeps one by one, since the cache was made or reset.
+struct MergeCounts {
+  int64_t merged = 0;   // joined another key
+  int64_t evicted = 0;  // keys forgotten over a budget, each of which may have stood for several
 };
 
 class KvCache {
@@ -47,6 +55,12 @@ class KvCache {
   // The clean chunk joins the history; the policy decides what stays. k, v as above.
   virtual void commit(Context& ctx, View k, View v, ChunkPosition position) = 0;
 
+  // A policy that measures keys by the queries that read them is shown those of every clean chunk,
+  // before its commit: q [L, N, D], rotated.
+  virtual bool wants_queries() const { return false; }
+
+  virtual void observe_queries(Context&, View, ChunkPosition) {}
+
   // Forgets everything; keeps the memory.
   virtual void reset();
 
@@ -58,6 +72,8 @@ class KvCache {
 
   int64_t entries() const;        // keys in the history, largest head
   int64_t total_entries() const;  // keys in the history, all heads
+
+  virtual MergeCounts merge_counts() const { return {}; }
 
   size_t bytes() const { return store_.bytes(); }  // reserved
 
@@ -87,6 +103,11 @@ class KvCache {
 
   virtual bool set_policy_state(const std::vector<int64_t>& state) { return state.empty(); }
 
+  // What is too much for numbers; read after the pages and set_policy_state.
+  virtual void write_policy(std::ostream&) const {}
+
+  virtual bool read_policy(std::istream&) { return true; }
+
   CacheOptions options_;
   PageStore store_;
   std::vector<PageList> pages_;  // per head: history, then the chunk in work
@@ -99,8 +120,9 @@ class KvCache {
 // Throws Error(kUsage) for an unknown policy or impossible sizes.
 std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options);
 
-// Policies; see full.cpp, window.cpp.
+// Policies; see full.cpp, window.cpp, tempcache.cpp.
 std::unique_ptr<KvCache> make_full_cache(Context& ctx, const CacheOptions& options);
 std::unique_ptr<KvCache> make_window_cache(Context& ctx, const CacheOptions& options);
+std::unique_ptr<KvCache> make_temp_cache(Context& ctx, const CacheOptions& options);
 
 }  // namespace longtake

@@ -71,6 +71,51 @@ void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, in
   page.has_bias = !plain || page.num_keys < kPageTokens;
 }
 
+void read_token(const KvPage& page, DType dtype, int64_t head_dim, int64_t slot, float* key,
+                float* value) {
+  for_float_type(dtype, [&]<typename T>() {
+    constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
+    const T* keys = reinterpret_cast<const T*>(page.keys) + slot * kPair;
+    const T* values = reinterpret_cast<const T*>(page.values) + slot / kPair * kPair * head_dim +
+                      slot % kPair;
+    for (int64_t d = 0; d < head_dim; ++d) {
+      key[d] = static_cast<float>(keys[d / kPair * kPair * kPageTokens + d % kPair]);
+      value[d] = static_cast<float>(values[d * kPair]);
+    }
+  });
+}
+
+void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, const float* key,
+                 const float* value, float bias) {
+  LONGTAKE_CHECK(slot <= page.num_keys && slot < kPageTokens, slot, " of ", page.num_keys);
+  for_float_type(dtype, [&]<typename T>() {
+    constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
+    T* keys = reinterpret_cast<T*>(page.keys) + slot * kPair;
+    T* values = reinterpret_cast<T*>(page.values) + slot / kPair * kPair * head_dim + slot % kPair;
+    for (int64_t d = 0; d < head_dim; ++d) {
+      keys[d / kPair * kPair * kPageTokens + d % kPair] = static_cast<T>(key[d]);
+      values[d * kPair] = static_cast<T>(value[d]);
+    }
+  });
+  page.bias[slot] = bias;
+  page.num_keys = std::max(page.num_keys, static_cast<int32_t>(slot) + 1);
+  page.has_bias =
+      std::any_of(page.bias, page.bias + kPageTokens, [](float at) { return at != 0.0F; });
+}
+
+void move_last_token(KvPage& from, KvPage& to, DType dtype, int64_t head_dim, int64_t slot) {
+  LONGTAKE_CHECK(from.num_keys > 0);
+  const int64_t last = from.num_keys - 1;
+  std::vector<float> row(static_cast<size_t>(2 * head_dim));
+  const float bias = from.bias[last];
+  read_token(from, dtype, head_dim, last, row.data(), row.data() + head_dim);
+  write_token(to, dtype, head_dim, slot, row.data(), row.data() + head_dim, bias);
+  std::fill(row.begin(), row.end(), 0.0F);
+  write_token(from, dtype, head_dim, last, row.data(), row.data() + head_dim,
+              -std::numeric_limits<float>::infinity());
+  from.num_keys = static_cast<int32_t>(last);
+}
+
 void PageStore::reserve(size_t count) {
   if (free_.size() >= count) return;
   const size_t fresh = count - free_.size();

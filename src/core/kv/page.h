@@ -51,6 +51,16 @@ void clear_page(KvPage& page, DType dtype, int64_t head_dim);
 // k, v [L, N, D] in the page's dtype.
 void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, int64_t count);
 
+// One token out of a page and into one: key, value [D] f32, rounded to the page's dtype. `slot` of
+// write_token may be the first unused one; then it becomes used.
+void read_token(const KvPage& page, DType dtype, int64_t head_dim, int64_t slot, float* key,
+                float* value);
+void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, const float* key,
+                 const float* value, float bias);
+
+// Moves the last token of page `from` into used slot `slot` of page `to`; the pages may be one.
+void move_last_token(KvPage& from, KvPage& to, DType dtype, int64_t head_dim, int64_t slot);
+
 // Pages of equal size from slabs that never move; freed pages are used again.
 class PageStore {
  public:

@@ -71,12 +71,15 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
   const View v = layer.values(ctx, h);
   cache.set_current(ctx, k, v);
   attend_and_project(ctx, layer, q, cache.view(), out);
-  if (commit) cache.commit(ctx, k, v, *commit);
+  if (!commit) return;
+  if (cache.wants_queries()) cache.observe_queries(ctx, q, *commit);
+  cache.commit(ctx, k, v, *commit);
 }
 
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
                  KvCache& cache, ChunkPosition position) {
   const Workspace::Scope scope(ctx.workspace());
+  if (cache.wants_queries()) cache.observe_queries(ctx, layer.queries(ctx, h, &rope), position);
   const View k = layer.keys(ctx, h, &rope);
   const View v = layer.values(ctx, h);
   cache.commit(ctx, k, v, position);

@@ -1,0 +1,432 @@
+// Policy `tempcache`: the first sink_frames and the newest exact_frames stay as they are; a frame
+// that grows older merges into groups of keys that saw the same thing before. The cache grows with
+// what is new, not with time, and never beyond its budget.
+//
+//   a head's pages: [sink frames][one key per group, rewritten in place][exact frames][work]
+//
+// When a frame leaves the exact ones, its keys lose their temporal rotation (a static thing then
+// leaves the same key for ever; the spatial rotation stays, since where a thing stands is part of
+// what it means). The index names a few candidates for each key, the metric measures them, and
+// pairs below the threshold are taken from the nearest on, each key and each group once: two tokens
+// of one frame are never the same thing. What finds no partner starts a group.
+//
+// The key that attention sees is the group's, rotated to the time of its newest member: there a
+// group of one is exactly its key, and queries meet content at the age at which it was last seen.
+//
+// Over the budget the least recently merged groups go first, of those the smallest. Sink and exact
+// frames never go.
+#include "kv/tempcache.h"
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <istream>
+#include <memory>
+#include <ostream>
+#include <tuple>
+#include <vector>
+
+#include "base/error.h"
+#include "device/dispatch.h"
+#include "device/parallel.h"
+#include "kv/cache.h"
+#include "kv/tempcache_groups.h"
+#include "kv/tempcache_metric.h"
+#include "ops/expect.h"
+
+namespace longtake {
+namespace {
+
+constexpr int64_t kCandidates = 8;  // of a key, checked exactly: one alone misses many partners
+
+struct Head {
+  KeyGroups groups;
+  KeyMetric metric;
+  std::unique_ptr<AnnIndex> index;
+  std::vector<float> mapped;  // [groups, D]: keys as the metric sees them
+};
+
+// A key of the frame and a group that it could join.
+struct Match {
+  float square;  // squared distance
+  int32_t token;
+  int32_t group;
+
+  bool operator<(const Match& other) const {
+    return std::tie(square, token, group) < std::tie(other.square, other.token, other.group);
+  }
+};
+
+float square_distance(const float* a, const float* b, int64_t dim) {
+  float sum = 0;
+  for (int64_t d = 0; d < dim; ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
+  return sum;
+}
+
+TempCacheOptions resolve(TempCacheOptions options) {
+  if (options.rule != MergeRule::kPaper) return options;
+  options.key = GroupKey::kNewest;
+  options.bias = GroupBias::kLogCount;
+  options.time_pairs = 0;  // keys are compared as they are
+  return options;
+}
+
+class TempCache final : public KvCache {
+ public:
+  TempCache(Context& ctx, const CacheOptions& options)
+      : KvCache(ctx, options),
+        merge_(resolve(options.tempcache)),
+        pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens) {
+    check_options();
+    const double tau = merge_.merge_threshold;
+    most_square_ = static_cast<float>(merge_.rule == MergeRule::kPaper ? 2 - 2 * tau : tau * tau);
+    for (int64_t head = 0; head < options.num_heads; ++head)
+      heads_.push_back({KeyGroups(options.head_dim, merge_.key),
+                        KeyMetric(options.head_dim, merge_.rule),
+                        make_ann_index(merge_.ann, options.head_dim, merge_.seed),
+                        {}});
+    // Under a budget nothing grows later: sink and exact frames, one frame more before its keys
+    // have merged and the chunk in work; all groups, and room for a frame that merges with none.
+    const int64_t frames = options.sink_frames + merge_.exact_frames + 2;
+    const int64_t groups = merge_.budget_tokens > 0 ? capacity() : 0;
+    const int64_t pages = frames * pages_per_frame_ + pages_for(groups + options.tokens_per_frame);
+    store_.reserve(static_cast<size_t>(options.num_heads * pages));
+    for (PageList& list : pages_) list.reserve(static_cast<size_t>(pages));
+  }
+
+  bool wants_queries() const override { return merge_.rule == MergeRule::kNats; }
+
+  void observe_queries(Context& ctx, View q, ChunkPosition position) override {
+    expect_shape("observe_queries", q, {q.dim(0), options_.num_heads, options_.head_dim});
+    expect_tokens("observe_queries", q, position);
+    expect_finite("queries", q);
+    const int64_t count = q.dim(0);
+    const Workspace::Scope scope(ctx.workspace());
+    const View rows =
+        ctx.workspace().take(DType::kF32, {options_.num_heads, count, options_.head_dim});
+    std::vector<TimeRotation> rotations;
+    for (int64_t frame = 0; frame < position.num_frames; ++frame)
+      rotations.push_back(rotation(position.first_frame + frame));
+    parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t head = begin; head < end; ++head) {
+        float* row = rows.data<float>() + head * count * options_.head_dim;
+        for (int64_t t = 0; t < count; ++t) {
+          float* query = row + t * options_.head_dim;
+          copy_row(q, t, head, query);
+          rotations[static_cast<size_t>(t / options_.tokens_per_frame)].undo(query);
+        }
+        heads_[static_cast<size_t>(head)].metric.observe(row, count);
+      }
+    });
+  }
+
+  void commit(Context& ctx, View k, View v, ChunkPosition position) override {
+    check_tokens("commit", k, v);
+    expect_tokens("commit", k, position);
+    expect_finite("keys", k);
+    expect_finite("values", v);
+    drop_current();
+    for (int64_t frame = 0; frame < position.num_frames; ++frame) {
+      append(k, v, frame * options_.tokens_per_frame, options_.tokens_per_frame, /*fill=*/false);
+      if (num_sink_ < options_.sink_frames) {
+        ++num_sink_;
+        continue;
+      }
+      exact_.push_back(position.first_frame + frame);
+      if (static_cast<int64_t>(exact_.size()) > merge_.exact_frames) retire(ctx);
+    }
+  }
+
+  void reset() override {
+    KvCache::reset();
+    for (Head& head : heads_) {
+      head.groups.clear();
+      head.metric.clear();
+      head.index->clear();
+      head.mapped.clear();
+    }
+    exact_.clear();
+    num_sink_ = num_retired_ = 0;
+    counts_ = {};
+  }
+
+  MergeCounts merge_counts() const override { return counts_; }
+
+ protected:
+  std::vector<int64_t> policy_state() const override {
+    std::vector<int64_t> state = {static_cast<int64_t>(merge_.rule),
+                                  static_cast<int64_t>(merge_.key),
+                                  merge_.time_pairs,
+                                  num_sink_,
+                                  num_retired_,
+                                  counts_.merged,
+                                  counts_.evicted};
+    state.insert(state.end(), exact_.begin(), exact_.end());
+    return state;
+  }
+
+  bool set_policy_state(const std::vector<int64_t>& state) override {
+    constexpr size_t kFixed = 7;
+    if (state.size() < kFixed || state[0] != static_cast<int64_t>(merge_.rule) ||
+        state[1] != static_cast<int64_t>(merge_.key) || state[2] != merge_.time_pairs)
+      return false;
+    num_sink_ = state[3];
+    num_retired_ = state[4];
+    counts_ = {state[5], state[6]};
+    exact_.assign(state.begin() + kFixed, state.end());
+    return num_sink_ >= 0 && num_sink_ <= options_.sink_frames && num_retired_ >= 0 &&
+           static_cast<int64_t>(exact_.size()) <= merge_.exact_frames;
+  }
+
+  void write_policy(std::ostream& out) const override {
+    for (const Head& head : heads_) {
+      head.groups.write(out);
+      head.metric.write(out);
+    }
+  }
+
+  bool read_policy(std::istream& in) override {
+    const int64_t others = (num_sink_ + static_cast<int64_t>(exact_.size())) * pages_per_frame_;
+    for (int64_t i = 0; i < options_.num_heads; ++i) {
+      Head& head = heads_[static_cast<size_t>(i)];
+      const int64_t most = num_history_pages(i) * kPageTokens;
+      if (!head.groups.read(in, most) || !head.metric.read(in)) return false;
+      if (num_history_pages(i) != others + pages_for(head.groups.size())) return false;
+      remap(head);
+    }
+    return true;
+  }
+
+ private:
+  static int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+  void check_options() const {
+    if (options_.sink_frames < 0 || merge_.exact_frames < 0)
+      throw Error(ErrorKind::kUsage,
+                  str("tempcache: expected 0 or more exact and sink frames, found ",
+                      merge_.exact_frames, " and ", options_.sink_frames));
+    const bool paper = merge_.rule == MergeRule::kPaper;
+    if (!(merge_.merge_threshold >= 0) || (paper && merge_.merge_threshold > 1))
+      throw Error(ErrorKind::kUsage,
+                  str("merge threshold: expected ", paper ? "a cosine in 0..1" : "0 nats or more",
+                      ", found ", merge_.merge_threshold));
+    if (merge_.time_pairs < 0 || 2 * merge_.time_pairs > options_.head_dim)
+      throw Error(ErrorKind::kUsage, str("time_pairs: expected 0..", options_.head_dim / 2,
+                                         ", found ", merge_.time_pairs));
+    const int64_t least =
+        (options_.sink_frames + merge_.exact_frames + 1) * options_.tokens_per_frame;
+    if (merge_.budget_tokens != 0 && merge_.budget_tokens < least)
+      throw Error(
+          ErrorKind::kUsage,
+          str("memory budget: expected at least ", least,
+              " keys per head (sink and exact frames and one more), found ", merge_.budget_tokens));
+  }
+
+  // Most groups of a head.
+  int64_t capacity() const {
+    return merge_.budget_tokens -
+           (options_.sink_frames + merge_.exact_frames) * options_.tokens_per_frame;
+  }
+
+  TimeRotation rotation(int64_t frame) const {
+    return {merge_.time_pairs, merge_.time_theta, frame};
+  }
+
+  void expect_tokens(const char* what, View x, ChunkPosition position) const {
+    if (x.dim(0) != position.num_frames * options_.tokens_per_frame)
+      throw Error(str(what, ": expected ", position.num_frames, " frames of ",
+                      options_.tokens_per_frame, " tokens, found ", x.dim(0), " tokens"));
+  }
+
+  void expect_finite(const char* what, View x) const {
+    for_float_type(x.dtype(), [&]<typename T>() {
+      const T* data = x.data<T>();
+      for (int64_t i = 0; i < x.numel(); ++i) {
+        if (!std::isfinite(static_cast<float>(data[i])))
+          throw Error(str(what, " of head ", i / options_.head_dim % options_.num_heads,
+                          ": expected finite numbers, found ", static_cast<float>(data[i])));
+      }
+    });
+  }
+
+  // out [D] = x[token, head] in f32.
+  void copy_row(View x, int64_t token, int64_t head, float* out) const {
+    for_float_type(x.dtype(), [&]<typename T>() {
+      const T* row = x.data<T>() + (token * options_.num_heads + head) * options_.head_dim;
+      for (int64_t d = 0; d < options_.head_dim; ++d) out[d] = static_cast<float>(row[d]);
+    });
+  }
+
+  // The oldest exact frame joins the groups.
+  void retire(Context& ctx) {
+    const int64_t tokens = options_.tokens_per_frame;
+    const int64_t frame = exact_.front();
+    // The metric is taken afresh when the queries it stands for have doubled: seldom enough that
+    // mapping all groups again costs nothing over time.
+    const bool refresh = (num_retired_ & (num_retired_ + 1)) == 0;
+    const int64_t first_page = num_sink_ * pages_per_frame_;
+    // Room for the case that nothing merges; pages are taken here since the store has one owner.
+    for (size_t i = 0; i < heads_.size(); ++i) {
+      const int64_t now = pages_for(heads_[i].groups.size());
+      for (int64_t n = now; n < pages_for(heads_[i].groups.size() + tokens); ++n)
+        pages_[i].insert(pages_[i].begin() + first_page + n, store_.take());
+    }
+    const Workspace::Scope scope(ctx.workspace());
+    const View scratch =
+        ctx.workspace().take(DType::kF32, {options_.num_heads, 4, tokens, options_.head_dim});
+    const TimeRotation now = rotation(frame);
+    std::vector<MergeCounts> counts(heads_.size());
+    parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(i);
+        KvPage* groups = pages_[at].data() + first_page;
+        const KvPage* oldest = groups + pages_for(heads_[at].groups.size() + tokens);
+        float* rows = scratch.data<float>() + i * 4 * tokens * options_.head_dim;
+        counts[at] = join(heads_[at], frame, now, refresh, oldest, groups, rows);
+      }
+    });
+    for (size_t i = 0; i < heads_.size(); ++i) {
+      counts_.merged += counts[i].merged;
+      counts_.evicted += counts[i].evicted;
+      PageList& list = pages_[i];
+      const int64_t kept = pages_for(heads_[i].groups.size());
+      const int64_t before = static_cast<int64_t>(list.size()) -
+                             static_cast<int64_t>(exact_.size()) * pages_per_frame_;
+      const auto first = list.begin() + first_page + kept;
+      const auto last = list.begin() + before + pages_per_frame_;
+      std::for_each(first, last, [this](const KvPage& page) { store_.give_back(page); });
+      list.erase(first, last);
+    }
+    exact_.pop_front();
+    ++num_retired_;
+  }
+
+  // One head's part of retire(): keys of the frame in pages `oldest` join the groups, which show in
+  // pages `shown`. rows: scratch [4, tokens, D].
+  MergeCounts join(Head& head, int64_t frame, const TimeRotation& now, bool refresh,
+                   const KvPage* oldest, KvPage* shown, float* rows) const {
+    const int64_t dim = options_.head_dim;
+    const int64_t tokens = options_.tokens_per_frame;
+    float* const plain = rows;  // as they stood in the page
+    float* const keys = plain + tokens * dim;
+    float* const values = keys + tokens * dim;
+    float* const mapped = values + tokens * dim;
+    for (int64_t t = 0; t < tokens; ++t) {
+      read_token(oldest[t / kPageTokens], options_.dtype, dim, t % kPageTokens, plain + t * dim,
+                 values + t * dim);
+      std::copy_n(plain + t * dim, dim, keys + t * dim);
+      now.undo(keys + t * dim);
+    }
+    if (refresh) {
+      head.metric.refresh(keys, tokens);
+      remap(head);
+    }
+    for (int64_t t = 0; t < tokens; ++t) head.metric.map(keys + t * dim, mapped + t * dim);
+
+    const std::vector<int32_t> joins = match(head, mapped);
+    MergeCounts counts;
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t group = joins[static_cast<size_t>(t)];
+      if (group < 0) continue;
+      head.groups.merge(group, keys + t * dim, values + t * dim, 1, frame);
+      float* own = head.mapped.data() + group * dim;
+      head.metric.map(head.groups.key(group), own);
+      head.index->set(group, own);
+      show(head.groups, group, now, shown);
+      ++counts.merged;
+    }
+    counts.evicted = make_room(head, tokens - counts.merged, shown);
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (joins[static_cast<size_t>(t)] >= 0) continue;
+      const int64_t group = head.groups.size();
+      head.groups.add(keys + t * dim, values + t * dim, 1, frame);
+      head.mapped.insert(head.mapped.end(), mapped + t * dim, mapped + (t + 1) * dim);
+      head.index->set(group, mapped + t * dim);
+      // A group of one shows the very bits of its key.
+      write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens,
+                  plain + t * dim, values + t * dim, 0);
+    }
+    return counts;
+  }
+
+  // For each key of the frame the group that it joins, or -1: one to one, nearest pairs first.
+  std::vector<int32_t> match(Head& head, const float* mapped) const {
+    const int64_t dim = options_.head_dim;
+    std::vector<Match> matches;
+    std::vector<int32_t> candidates;
+    for (int64_t t = 0; t < options_.tokens_per_frame && most_square_ > 0; ++t) {
+      head.index->nearest(mapped + t * dim, kCandidates, candidates);
+      for (const int32_t group : candidates) {
+        const float square =
+            square_distance(mapped + t * dim, head.mapped.data() + group * dim, dim);
+        if (square < most_square_) matches.push_back({square, static_cast<int32_t>(t), group});
+      }
+    }
+    std::sort(matches.begin(), matches.end());
+    std::vector<int32_t> joins(static_cast<size_t>(options_.tokens_per_frame), -1);
+    std::vector<bool> taken(static_cast<size_t>(head.groups.size()), false);
+    for (const Match& m : matches) {
+      if (joins[static_cast<size_t>(m.token)] >= 0 || taken[static_cast<size_t>(m.group)]) continue;
+      joins[static_cast<size_t>(m.token)] = m.group;
+      taken[static_cast<size_t>(m.group)] = true;
+    }
+    return joins;
+  }
+
+  // Forgets groups until `wanted` more fit; returns how many keys were forgotten.
+  int64_t make_room(Head& head, int64_t wanted, KvPage* shown) const {
+    if (merge_.budget_tokens == 0) return 0;
+    const int64_t over = std::max<int64_t>(0, head.groups.size() + wanted - capacity());
+    for (const int64_t group : head.groups.stalest(over)) {
+      const int64_t last = head.groups.size() - 1;
+      head.groups.remove(group);
+      head.index->remove(group);
+      std::copy_n(head.mapped.end() - options_.head_dim, options_.head_dim,
+                  head.mapped.begin() + group * options_.head_dim);
+      head.mapped.resize(head.mapped.size() - static_cast<size_t>(options_.head_dim));
+      move_last_token(shown[last / kPageTokens], shown[group / kPageTokens], options_.dtype,
+                      options_.head_dim, group % kPageTokens);
+    }
+    return over;
+  }
+
+  // Writes what attention sees of a group; `now` turns to its newest member's frame.
+  void show(const KeyGroups& groups, int64_t group, const TimeRotation& now, KvPage* shown) const {
+    std::vector<float> key(groups.key(group), groups.key(group) + options_.head_dim);
+    now.apply(key.data());
+    const float bias = merge_.bias == GroupBias::kLogCount
+                           ? std::log(static_cast<float>(groups.count(group)))
+                           : 0.0F;
+    write_token(shown[group / kPageTokens], options_.dtype, options_.head_dim, group % kPageTokens,
+                key.data(), groups.value(group), bias);
+  }
+
+  // Maps and indexes all groups anew, after the metric changed.
+  void remap(Head& head) const {
+    const int64_t dim = options_.head_dim;
+    head.mapped.resize(static_cast<size_t>(head.groups.size() * dim));
+    head.index->clear();
+    for (int64_t group = 0; group < head.groups.size(); ++group) {
+      float* own = head.mapped.data() + group * dim;
+      head.metric.map(head.groups.key(group), own);
+      head.index->set(group, own);
+    }
+  }
+
+  TempCacheOptions merge_;
+  int64_t pages_per_frame_;
+  float most_square_ = 0;  // squared distance below which keys merge
+  std::vector<Head> heads_;
+  std::deque<int64_t> exact_;  // frames that are still exact, oldest first
+  int64_t num_sink_ = 0;       // frames held for ever so far
+  int64_t num_retired_ = 0;    // frames that have joined the groups
+  MergeCounts counts_;
+};
+
+}  // namespace
+
+std::unique_ptr<KvCache> make_temp_cache(Context& ctx, const CacheOptions& options) {
+  return std::make_unique<TempCache>(ctx, options);
+}
+
+}  // namespace longtake
