@@ -23,6 +23,8 @@ CLIP_FRAMES = {"frames": 1, "shots": 8, "short": 32, "memory": 128}
 SHOTS = (1, 1, 2, 4)  # independent groups within a `shots` clip, as in model.clean_frame_mask
 PATH_KINDS = np.array([overworld.EXPLORE, overworld.OFF_PHASE, overworld.RETURNING, overworld.STEADY])
 PATH_SHARES = np.array([0.55, 0.2, 0.1, 0.15])
+PROPERTIES = {"theme": 8, "sea": 3, "forest": 3, "landmark": 8, "colour": 8}  # of a region, and their values
+UNSAID = -100  # a property that the prompt leaves open
 RETURN_SHARE = 0.65  # of context segments that saw a place of the clip's last half
 
 
@@ -32,9 +34,10 @@ class Batch:
     camera: Tensor  # [B, F, 2] (x, y) in tokens, wrapped to the torus
     times: Tensor  # [B, F] frames since the first
     ids: Tensor  # [B, T] words, 0 = padding
+    properties: Tensor  # [B, 9, 5] PROPERTIES by region, UNSAID where the prompt does not tell
 
     def to(self, device) -> Batch:
-        parts = (self.pixels, self.camera, self.times, self.ids)
+        parts = (self.pixels, self.camera, self.times, self.ids, self.properties)
         return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
 
@@ -88,6 +91,7 @@ def make_batch(
         xy = 4 * rng.integers(0, overworld.TORUS // 4, (batch, 1, 2))
         times = rng.integers(0, 2000, (batch, 1))
         ids = np.zeros((batch, 1), np.int32)
+        properties = np.full((batch, 9, len(PROPERTIES)), UNSAID)
     else:
         walk = WALK_FRAMES[kind]
         path_kind = int(rng.choice(PATH_KINDS, p=PATH_SHARES))
@@ -97,17 +101,33 @@ def make_batch(
         else:
             times = np.stack([memory_times(walks[m], frames, rng) for m in maps])
         xy = np.take_along_axis(walks[maps], times[:, :, None], 1)
-        ids = np.stack([prompt_ids(pool, m, rng, text_len) for m in maps])
+        told = [prompt_and_properties(pool, m, rng, text_len) for m in maps]
+        ids, properties = (np.stack(part) for part in zip(*told))
     pixels = torch.empty(batch, frames, overworld.HEIGHT, overworld.WIDTH, 3, dtype=torch.uint8, pin_memory=pin)
     pool.render(maps.repeat(frames), xy[..., 0].ravel(), xy[..., 1].ravel(), times.ravel(), out=pixels.numpy())
     relative = torch.from_numpy((times - times[:, :1]).astype(np.float32))
-    return Batch(pixels, torus_tokens(xy), relative, torch.from_numpy(ids).long())
+    return Batch(pixels, torus_tokens(xy), relative, torch.from_numpy(ids).long(), torch.from_numpy(properties))
 
 
-def prompt_ids(pool: overworld.Pool, map_idx: int, rng: np.random.Generator, text_len: int) -> np.ndarray:
-    """The map's prompt in one of its many wordings; in one clip of twenty, none."""
-    text = "" if rng.random() < 0.05 else pool.prompt(int(map_idx), int(rng.integers(1 << 62)))
-    return overworld.tokenize(text, text_len)
+def prompt_and_properties(
+    pool: overworld.Pool, map_idx: int, rng: np.random.Generator, text_len: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The map's prompt in one of its many wordings, or in one clip of twenty none: word ids [T], and what it tells of
+    the regions [9, 5]."""
+    if rng.random() < 0.05:
+        return overworld.tokenize("", text_len), np.full((9, len(PROPERTIES)), UNSAID)
+    text = pool.prompt(int(map_idx), int(rng.integers(1 << 62)))
+    return overworld.tokenize(text, text_len), told_properties(pool.info(int(map_idx)))
+
+
+def told_properties(info: dict) -> np.ndarray:
+    """[9, 5] properties of the regions that the prompt mentions. A prompt for one land everywhere need not tell more
+    than its theme."""
+    properties = np.stack([info[name] for name in PROPERTIES], 1).astype(np.int64)
+    if (properties == properties[0]).all():
+        properties[:, 1:] = UNSAID
+    properties[info["mentioned"] == 0] = UNSAID
+    return properties
 
 
 class ClipLoader:

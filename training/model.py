@@ -427,8 +427,12 @@ class Transformer(nn.Module):
 
     def pose_features(self, camera: Tensor) -> Tensor:
         """[B, F * S, 24]: where on the torus each token lies, so that it can find its region's sentence."""
-        angles = [self.harmonics(v, self.config.pose_harmonics) for v in self.world_coordinates(camera)]
-        return torch.cat([f for a in angles for f in (a.sin(), a.cos())], -1).flatten(1, 2)
+        return self.place_features(*self.world_coordinates(camera)).flatten(1, 2)
+
+    def place_features(self, x: Tensor, y: Tensor) -> Tensor:
+        """World coordinates x, y [...] in tokens -> [..., 24]."""
+        angles = [self.harmonics(v, self.config.pose_harmonics) for v in (x, y)]
+        return torch.cat([f for a in angles for f in (a.sin(), a.cos())], -1)
 
     def tokens(self, z: Tensor, camera: Tensor) -> Tensor:
         return self.patch_embedding(self.patchify(z)) + self.pose_embedding(self.pose_features(camera))

@@ -68,6 +68,11 @@ class Run:
         dist.broadcast(box, 0, group=self._clock_group)
         return box.item()
 
+    def broadcast(self, value: torch.Tensor) -> None:
+        """Gives every process the tensor of rank 0."""
+        if self.ranks > 1:
+            dist.broadcast(value, 0)
+
     def mean(self, value: torch.Tensor) -> float:
         if self.ranks > 1:
             value = value.detach().clone()

@@ -29,7 +29,7 @@ from clips import CLIP_FRAMES
 from model import SamplerConfig, TextEncoderConfig, WorldConfig, WorldModel, tiny_config
 from optim import broadcast_parameters
 from run import Progress, Run, warm_processes
-from transformer_stage import KINDS, TransformerTrainer
+from transformer_stage import FROM_NOTHING, KINDS, RESUMED, TransformerTrainer
 
 
 def arguments() -> argparse.Namespace:
@@ -38,11 +38,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", help="folder to start from: a training folder, parts, or a model folder")
     parser.add_argument("--ae-seconds", type=float, default=300, help="autoencoder stage; 0 keeps the one resumed from")
     parser.add_argument("--dit-seconds", type=float, default=1000, help="transformer stage; 0 leaves it out")
+    parser.add_argument("--probe-seconds", type=float, default=60, help="of --dit-seconds: prompts without pictures")
     parser.add_argument("--deadline", type=float, help="epoch second at which all is saved; replaces --dit-seconds")
     parser.add_argument("--ae-steps", type=int, help="steps in place of seconds (tests)")
     parser.add_argument("--dit-steps", type=int, help="steps in place of seconds (tests)")
+    parser.add_argument("--probe-steps", type=int, help="steps in place of seconds (tests)")
     parser.add_argument("--ae-batch", type=int, default=128, help="pictures a step")
     parser.add_argument("--frames", type=int, default=256, help="frames a step of the transformer, whatever the clips")
+    parser.add_argument("--prompts", type=int, default=128, help="prompts without clips a step")
     parser.add_argument("--ranks", type=int, help="processes; default: one per GPU")
     parser.add_argument("--threads", type=int, default=12, help="clip threads per process")
     parser.add_argument("--seed", type=int, default=0)
@@ -54,10 +57,10 @@ def arguments() -> argparse.Namespace:
     args.cuda = torch.cuda.is_available()
     args.ranks = args.ranks or max(1, torch.cuda.device_count())
     if args.smoke:
-        args.ae_steps, args.dit_steps = 12, 24
+        args.ae_steps, args.probe_steps, args.dit_steps = (12 if args.ae_seconds else None), 12, 24
         args.threads = min(args.threads, 12)
     if args.tiny:
-        args.ae_batch, args.frames, args.threads = 4, 32, 1
+        args.ae_batch, args.frames, args.prompts, args.threads = 4, 32, 8, 1
     return args
 
 
@@ -87,7 +90,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
     if args.tiny:
         sizes.pop("memory")  # too long for a CPU
     if args.warm:
-        TransformerTrainer(run, model, {args.warm: sizes[args.warm]}).warm_only(args.warm)
+        TransformerTrainer(run, model, {args.warm: sizes[args.warm]}, FROM_NOTHING).warm_only(args.warm)
         return
     run.log(f"{args.ranks} processes on {run.device.type}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
@@ -119,17 +122,21 @@ def worker(rank: int, args: argparse.Namespace) -> None:
                 process.kill()
         run.barrier()
         run.log(f"waited {time.time() - begin:.1f} s for the graphs")
-        trainer = TransformerTrainer(run, model, sizes)
+        trainer = TransformerTrainer(run, model, sizes, RESUMED if args.resume else FROM_NOTHING, args.prompts)
         state_file = Path(args.resume or "", "state.pt")
         if args.resume and state_file.exists():
             trainer.resume(torch.load(state_file, map_location=run.device))
-        seconds = run.shared(args.deadline - time.time() - 15 if args.deadline else args.dit_seconds)
 
         def save(weights: dict, state: dict, where: dict) -> None:
             if not saver.save(model.state_dict() | weights, where, state):
                 run.log("averaged weights are not finite: checkpoint not replaced")
 
-        trainer.train(Progress(run, seconds, args.dit_steps), args.threads, save)
+        trainer.prepare(args.threads)
+        left = args.deadline - time.time() - 15 if args.deadline else args.dit_seconds
+        left -= args.probe_seconds
+        trainer.learn_places(Progress(run, args.probe_seconds, args.probe_steps))
+        trainer.train(Progress(run, run.shared(left), args.dit_steps), save)
+        trainer.stop()
     saver.wait()
     run.barrier()
     run.log("done")
