@@ -186,15 +186,23 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
   expect_failure(generate({"--size", "-4x9"}), 2, "--size: expected 256x128");
   expect_failure(generate({"--size", "512x256"}), 2, "--size: expected 256x128");
   expect_failure(generate({"--threads", "0"}), 2, "--threads");
-  expect_failure(generate({"--memory", "tempcache"}), 2,
-                 "expected full or window in this version, found \"tempcache\"");
+  expect_failure(generate({"--memory", "flowcache"}), 2,
+                 "expected full or window or tempcache in this version, found \"flowcache\"");
   expect_failure(generate({"--memory", "elephant"}), 2,
-                 "expected full or window, found \"elephant\"");
+                 "expected full or window or tempcache, found \"elephant\"");
   expect_failure(generate({"--preset", "fast"}), 2, "in this version");
   expect_failure(generate({"--self-attention", "annsa"}), 2, "in this version");
   expect_failure(generate({"--cross-attention", "annca"}), 2, "in this version");
   expect_failure(generate({"--step-cache", "teacache"}), 2, "in this version");
-  expect_failure(generate({"--ann", "lsh"}), 2, "in this version");
+  expect_failure(generate({"--ann", "lsh"}), 2, "expected --memory tempcache, found full");
+  expect_failure(generate({"--ann", "tree"}), 2, "expected lsh or quant");
+  expect_failure(generate({"--memory", "tempcache", "--merge-threshold", "-1"}), 2,
+                 "--merge-threshold");
+  expect_failure(
+      generate({"--memory", "tempcache", "--merge-rule", "paper", "--merge-threshold", "2"}), 2,
+      "a cosine in 0..1, found 2");
+  expect_failure(generate({"--memory", "tempcache", "--memory-budget", "767"}), 2,
+                 "at least 768 keys per head");
   expect_failure(generate({"--density", "0.2"}), 2, "in this version");
   expect_failure(generate({"--dtype", "fp8"}), 2, "in this version");
   expect_failure(generate({"--decoder", "taehv"}), 2, "in this version");

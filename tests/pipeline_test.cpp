@@ -35,6 +35,8 @@ SessionOptions tiny_options(const std::string& memory = "full") {
   options.memory = memory;
   options.sink_frames = 1;
   options.window_frames = 3;
+  options.tempcache.exact_frames = 2;
+  options.tempcache.budget_tokens = 5 * 128;
   return options;
 }
 
@@ -143,7 +145,7 @@ TEST_P(SessionTest, SteadyStepAllocatesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(All, SessionTest,
                          testing::Combine(testing::Values(DType::kF32, DType::kBF16),
-                                          testing::Values("full", "window")),
+                                          testing::Values("full", "window", "tempcache")),
                          [](const auto& param) {
                            return std::string(name_of(std::get<0>(param.param))) + "_" +
                                   std::get<1>(param.param);

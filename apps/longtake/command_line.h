@@ -19,6 +19,8 @@ struct GenerateFlags {
   std::string out;
   std::string preset;
   std::string memory, memory_budget;
+  std::string ann, merge_rule;
+  std::optional<double> merge_threshold;
   std::optional<int64_t> steps;
   std::string device = "cpu";
   int64_t threads = 0;

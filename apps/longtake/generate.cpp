@@ -115,6 +115,31 @@ int64_t window_of_budget(const MemoryBudget& budget, const world::TransformerCon
   return static_cast<int64_t>(std::min(frames, 1e7));
 }
 
+// Keys per head that a budget grants: bytes count whole pages.
+int64_t keys_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
+                       DType dtype) {
+  if (!budget.is_bytes) return static_cast<int64_t>(std::min(budget.amount, 1e12));
+  const double page = static_cast<double>(sizes.num_heads * sizes.num_layers) *
+                      static_cast<double>(page_bytes(dtype, sizes.head_dim));
+  return static_cast<int64_t>(std::floor(budget.amount / page)) * kPageTokens;
+}
+
+// Flags of tempcache beside its budget.
+void choose_merging(const GenerateFlags& flags, SessionOptions& session) {
+  if (flags.ann.empty() && flags.merge_rule.empty() && !flags.merge_threshold) return;
+  if (session.memory != "tempcache")
+    usage(str("--ann, --merge-rule, --merge-threshold: expected --memory tempcache, found ",
+              session.memory));
+  TempCacheOptions& merge = session.tempcache;
+  if (!flags.ann.empty()) merge.ann = flags.ann == "quant" ? AnnEngine::kQuant : AnnEngine::kLsh;
+  if (!flags.merge_rule.empty()) {
+    merge.rule = flags.merge_rule == "paper" ? MergeRule::kPaper : MergeRule::kNats;
+    merge.merge_threshold =
+        merge.rule == MergeRule::kPaper ? kPaperThreshold : TempCacheOptions{}.merge_threshold;
+  }
+  if (flags.merge_threshold) merge.merge_threshold = *flags.merge_threshold;
+}
+
 DType choose_dtype(const std::string& flag) {
   if (flag == "f32") return DType::kF32;
   if (flag == "bf16" && !bf16_products_supported())
@@ -199,14 +224,19 @@ Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dt
   if (!flags.memory.empty())
     plan.session.memory = flags.memory;
   else if (!flags.preset.empty())
-    plan.session.memory = flags.preset == "window" ? "window" : "full";
+    plan.session.memory = flags.preset == "dense" ? "full" : flags.preset;
   if (!flags.memory_budget.empty()) {
     const MemoryBudget budget = parse_budget(flags.memory_budget);
-    if (plan.session.memory != "window")
-      usage(str("--memory-budget: expected --memory window, found ", plan.session.memory));
-    plan.session.window_frames =
-        window_of_budget(budget, config.transformer, dtype, plan.session.sink_frames);
+    if (plan.session.memory == "window")
+      plan.session.window_frames =
+          window_of_budget(budget, config.transformer, dtype, plan.session.sink_frames);
+    else if (plan.session.memory == "tempcache")
+      plan.session.tempcache.budget_tokens = keys_of_budget(budget, config.transformer, dtype);
+    else
+      usage(str("--memory-budget: expected --memory window or tempcache, found ",
+                plan.session.memory));
   }
+  choose_merging(flags, plan.session);
   plan.actions = choose_actions(flags, saved, plan.next_action);
   plan.frames = choose_frames(flags, plan, saved != nullptr);
   const int64_t before = saved != nullptr ? saved->next_frame : 0;

@@ -17,6 +17,8 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, CacheOption
   memory.num_heads = sizes.num_heads;
   memory.head_dim = sizes.head_dim;
   memory.tokens_per_frame = sizes.frame_tokens();
+  memory.tempcache.time_pairs = sizes.rope_time_pairs;
+  memory.tempcache.time_theta = sizes.rope_time_theta;
   for (int64_t n = 0; n < sizes.num_layers; ++n) caches_.push_back(make_cache(ctx, memory));
   const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
   velocity_ = Tensor(ctx.device(), DType::kF32, latent);

@@ -17,6 +17,7 @@ CacheOptions cache_options(const SessionOptions& options, const world::Config& c
   out.memory = options.memory;
   out.sink_frames = options.sink_frames;
   out.window_frames = options.window_frames;
+  out.tempcache = options.tempcache;
   out.reserve_tokens = options.expected_frames * config.transformer.frame_tokens();
   return out;
 }
@@ -90,6 +91,9 @@ void Session::finish_frame(CameraPosition camera) {
   ++next_frame_;
   for (const auto& cache : rollout_.caches()) {
     last_chunk_.cache_entries = std::max(last_chunk_.cache_entries, cache->entries());
+    last_chunk_.cache_total_entries += cache->total_entries();
+    last_chunk_.merged_keys += cache->merge_counts().merged;
+    last_chunk_.evicted_keys += cache->merge_counts().evicted;
     last_chunk_.cache_bytes += cache->bytes();
     last_chunk_.cache_bytes_used += cache->bytes_used();
   }

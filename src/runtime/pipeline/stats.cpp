@@ -26,6 +26,9 @@ std::string RunStats::to_json() const {
                     {"write_ms", c.write_ms},
                     {"density", c.density},
                     {"cache_entries", c.cache_entries},
+                    {"cache_total_entries", c.cache_total_entries},
+                    {"merged_keys", c.merged_keys},
+                    {"evicted_keys", c.evicted_keys},
                     {"cache_bytes", c.cache_bytes},
                     {"cache_bytes_used", c.cache_bytes_used},
                     {"peak_rss_bytes", c.peak_rss_bytes}});

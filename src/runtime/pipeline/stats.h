@@ -18,10 +18,13 @@ struct ChunkStats {
   double write_ms = 0;    // handing frames to the writer, waiting for it included
   // Query-key pairs of self attention over those of dense attention over the whole history.
   double density = 1;
-  int64_t cache_entries = 0;    // keys remembered per head, largest layer, after the chunk
-  size_t cache_bytes = 0;       // reserved by the caches of all layers
-  size_t cache_bytes_used = 0;  // holding history
-  size_t peak_rss_bytes = 0;    // of the process so far
+  int64_t cache_entries = 0;        // keys remembered per head, largest layer, after the chunk
+  int64_t cache_total_entries = 0;  // keys remembered by all heads of all layers
+  int64_t merged_keys = 0;          // of all heads and layers so far: joined another key
+  int64_t evicted_keys = 0;         // and forgotten over a budget
+  size_t cache_bytes = 0;           // reserved by the caches of all layers
+  size_t cache_bytes_used = 0;      // holding history
+  size_t peak_rss_bytes = 0;        // of the process so far
 
   double total_ms() const { return denoise_ms + clean_ms + decode_ms + write_ms; }
 };
