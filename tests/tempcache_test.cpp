@@ -248,10 +248,13 @@ TEST_P(TempCacheTest, StillThingsMatchForEver) {
 }
 
 TEST_P(TempCacheTest, ZeroToleranceChangesNoBit) {
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+  // Without time pairs the keys that come again are equal to the bit.
+  for (const auto& [dtype, time_pairs] : {std::pair(DType::kF32, int64_t{0}),
+                                          {DType::kF32, kTimePairs},
+                                          {DType::kBF16, kTimePairs}}) {
     CacheOptions strict = options();
     strict.dtype = dtype;
-    strict.tempcache.time_pairs = kTimePairs;
+    strict.tempcache.time_pairs = time_pairs;
     strict.tempcache.merge_threshold = 0;
     CacheOptions all = options("full");
     all.dtype = dtype;
