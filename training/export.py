@@ -51,12 +51,14 @@ def main() -> None:
     parser.add_argument("--bf16", nargs="*", default=[], metavar="PREFIX", help="tensors kept in bf16")
     parser.add_argument("--steps", type=int, help="sampling steps to ship")
     parser.add_argument("--sampler", choices=("ode", "renoise"))
+    parser.add_argument("--shift", type=float, help="of the sampler's noise levels")
     parser.add_argument("--maps", type=int, default=2, help="to measure the cost on; 0 measures nothing")
     parser.add_argument("--frames", type=int, default=16)
     args = parser.parse_args()
     config, state = load_config(args.checkpoint), load_weights(args.checkpoint)
     config.sampler.num_steps = args.steps or config.sampler.num_steps
     config.sampler.type = args.sampler or config.sampler.type
+    config.sampler.shift = args.shift or config.sampler.shift
     save_model(args.folder, config, state, overworld.vocabulary(), args.storage, args.bf16)
     size = sum(path.stat().st_size for path in Path(args.folder).iterdir() if path.name != "README.md")
     parameters = sum(value.numel() for value in state.values())
