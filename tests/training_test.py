@@ -20,7 +20,8 @@ import optim
 import overworld
 import reference
 import sampler
-from transformer_stage import Mask
+import text_probe
+from transformer_stage import FROM_NOTHING, RESUMED, Mask
 
 
 def tiny_model(seed: int = 0) -> m.WorldModel:
@@ -136,6 +137,16 @@ class OptimTest(unittest.TestCase):
             self.assertGreater(values.min(), 0.4)
             self.assertLess(values.max(), 1.4)
 
+    def test_rates_multiply_the_step(self):
+        named = {f"{part}.layers.{k}.weight": torch.nn.Parameter(torch.ones(8, 8)) for part in "ab" for k in range(2)}
+        named |= {f"{part}.bias": torch.nn.Parameter(torch.ones(8)) for part in "ab"}
+        optimiser = optim.Optimiser(named, lambda name: 0.0 if name.startswith("a") else 1.0)
+        for p in named.values():
+            p.grad = torch.randn_like(p)
+        optimiser.step(0.1)
+        for name, p in named.items():
+            self.assertEqual(bool((p == 1).all()), name.startswith("a"), name)
+
     def test_the_average_starts_short(self):
         p = torch.nn.Parameter(torch.zeros(1))
         ema = optim.Ema([p], 0.998)
@@ -156,6 +167,78 @@ class SamplerTest(unittest.TestCase):
         for kind in ("ode", "renoise"):
             z = sampler.sample_frame(lambda z, t, k: (z - target) / t, lambda k: torch.randn(1, 4), 3, 2.5, kind)
             torch.testing.assert_close(z, target, rtol=1e-4, atol=1e-4)
+
+
+class CourseTest(unittest.TestCase):
+    def test_clips_of_a_resumed_run(self):
+        early = [RESUMED.kind(step, 0.2) for step in range(4)]
+        self.assertEqual(early, ["shots", "short", "shots", "memory"])
+        late = [RESUMED.kind(step, 0.9) for step in range(4)]
+        self.assertEqual(late, ["shots", "memory", "memory", "memory"])
+        self.assertEqual([FROM_NOTHING.kind(step, 0.2) for step in range(2)], ["shots", "short"])
+
+    def test_rate_warms_up_and_decays(self):
+        self.assertLess(RESUMED.rate(0, 0.0), 0.01 * RESUMED.learning_rate)
+        self.assertEqual(RESUMED.rate(150, 0.1), RESUMED.learning_rate)
+        self.assertAlmostEqual(RESUMED.rate(9000, 1.0), RESUMED.decay_to * RESUMED.learning_rate)
+
+
+class ProbeTest(unittest.TestCase):
+    def test_inner_points_lie_in_their_region(self):
+        """Borders are warped: the world itself says where its regions lie, and they may reach in a little."""
+        pool = overworld.Pool(77, 4)
+        right = []
+        for map_idx in range(4):
+            x, y = (16 * v.numpy() for v in text_probe.region_points(50, torch.device("cpu")))
+            for sample in range(50):
+                right += [pool.region_at(map_idx, int(x[sample, r]), int(y[sample, r])) == r for r in range(9)]
+        self.assertGreater(np.mean(right), 0.985)
+
+    def test_targets_are_the_properties_of_the_place(self):
+        properties = torch.arange(45).view(1, 9, 5)
+        x, y = torch.tensor([[32.0, 160.0 - 192, 63.0, 96.0 + 192]]), torch.tensor([[32.0, 160.0, 32.0, 32.0]])
+        targets = text_probe.token_properties(x, y, properties)
+        self.assertEqual(targets[0, :, 0].tolist(), [0, 40, clips.UNSAID, 5])
+
+    def test_what_is_not_said_does_not_count(self):
+        logits = torch.randn(2, 9, sum(clips.PROPERTIES.values()))
+        unsaid = torch.full((2, 9, 5), clips.UNSAID)
+        self.assertEqual(text_probe.property_loss(logits, unsaid)[0].item(), 0)
+        one = unsaid.clone()
+        one[1, 3] = torch.tensor([7, 0, 2, 1, 4])
+        begins = np.cumsum([0, *clips.PROPERTIES.values()])[:-1]
+        certain = torch.zeros_like(logits)
+        certain[1, 3, torch.from_numpy(begins) + one[1, 3]] = 50
+        loss, accuracy = text_probe.property_loss(certain, one)
+        self.assertLess(loss.item(), 1e-6)
+        self.assertEqual(accuracy.item(), 1)
+
+    def test_one_land_tells_its_theme_alone(self):
+        info = {name: np.full(9, 2) for name in clips.PROPERTIES} | {"mentioned": np.ones(9)}
+        told = clips.told_properties(info)
+        self.assertEqual(told[:, 0].tolist(), [2] * 9)
+        self.assertTrue((told[:, 1:] == clips.UNSAID).all())
+        info["theme"], info["mentioned"] = np.arange(9) % 8, np.arange(9) % 2
+        told = clips.told_properties(info)
+        self.assertEqual(told[1].tolist(), [1, 2, 2, 2, 2])
+        self.assertTrue((told[0] == clips.UNSAID).all())
+
+    def test_store_gives_aligned_prompts(self):
+        store = text_probe.PromptStore(64, 384, 1, pool_maps=4, wordings=4)
+        ids, properties = store.sample(8)
+        store.stop()
+        self.assertEqual((len(ids), ids.shape[1] % 64), (8, 0))
+        self.assertEqual(properties.shape, (8, 9, 5))
+        self.assertTrue((ids[:, 0] > 0).all())
+
+    def test_a_probe_asks_by_place(self):
+        """Padding is not asked."""
+        probe = text_probe.TextProbe(24, 64, 2)
+        text, places = torch.randn(1, 6, 64), torch.randn(1, 9, 24)
+        mask = torch.tensor([True, True, True, True, False, False])[None, None, None]
+        whole = probe(places, text, mask)
+        self.assertEqual(whole.shape, (1, 9, sum(clips.PROPERTIES.values())))
+        torch.testing.assert_close(whole, probe(places, text[:, :4], mask[..., :4]))
 
 
 class WorldTest(unittest.TestCase):
@@ -184,6 +267,13 @@ class WorldTest(unittest.TestCase):
             self.assertTrue((np.diff(times[64:]) == 1).all())
             spans.append(times[-1] - times[0])
         self.assertGreater(max(spans), 900)
+
+    def test_psnr_counts_masked_pixels_alone(self):
+        a = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+        b, mask = a.clone(), torch.zeros(1, 4, 4)
+        b[0, 0, 0], mask[0, 1:] = 255, 1
+        self.assertGreater(evaluate.frame_psnr(a, b, mask).item(), 70)
+        self.assertAlmostEqual(evaluate.frame_psnr(a, b).item(), 10 * np.log10(16), places=3)
 
     def test_truth_returns_to_itself(self):
         """The measure aligns places: what stands still agrees exactly, at shifted poses too."""

@@ -130,19 +130,24 @@ def told_properties(info: dict) -> np.ndarray:
     return properties
 
 
+def first_pool(seed: int) -> int:
+    """Number of the first pool of maps of a run: a resumed run with another seed meets other worlds."""
+    return seed << 24
+
+
 class ClipLoader:
     """Endless batches by kind. A thread takes a pool of fresh maps, makes `uses` batches of it, and drops it, so that the
     number of worlds is unbounded. About `depth` batches of every kind lie ready. `rank` of `ranks` processes draw
-    disjoint seeds."""
+    disjoint seeds, and so do runs of different `seed`."""
 
     def __init__(
-        self, sizes: dict[str, int], threads: int, text_len: int, pin: bool, rank=0, ranks=1, uses=4, depth=12
+        self, sizes: dict[str, int], threads: int, text_len: int, pin: bool, rank=0, ranks=1, seed=0, uses=4, depth=12
     ):
         self.sizes, self.text_len, self.pin, self.uses, self.depth = sizes, text_len, pin, uses, depth
         self.queues = {kind: queue.SimpleQueue() for kind in sizes}
         self._promised = dict.fromkeys(sizes, 0)  # batches lying ready or being made
         self._lock = threading.Lock()
-        self._next_pool, self._stride = rank, ranks
+        self._next_pool, self._stride = first_pool(seed) + rank, ranks
         self._stopping = threading.Event()
         self._error: Exception | None = None
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]

@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=128, help="prompts without clips a step")
     parser.add_argument("--ranks", type=int, help="processes; default: one per GPU")
     parser.add_argument("--threads", type=int, default=12, help="clip threads per process")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another one, other worlds")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a model for CPU tests")
     parser.add_argument("--smoke", action="store_true", help="few steps of both stages at full size")
@@ -131,7 +131,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
             if not saver.save(model.state_dict() | weights, where, state):
                 run.log("averaged weights are not finite: checkpoint not replaced")
 
-        trainer.prepare(args.threads)
+        trainer.prepare(args.threads, args.seed)
         left = args.deadline - time.time() - 15 if args.deadline else args.dit_seconds
         left -= args.probe_seconds
         trainer.learn_places(Progress(run, args.probe_seconds, args.probe_steps))

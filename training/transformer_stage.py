@@ -312,11 +312,11 @@ class TransformerTrainer:
             torch.full((shape[0], 9, 5), UNSAID),
         ).to(self.run.device)
 
-    def prepare(self, threads: int) -> None:
+    def prepare(self, threads: int, seed: int) -> None:
         """Starts the threads that make clips and prompts, and compiles."""
         run, text_len = self.run, self.model.config.text_encoder.text_len
-        self.store = PromptStore(PROMPTS_READY, text_len, max(1, threads // 4), run.rank, run.ranks)
-        self.loader = ClipLoader(self.sizes, threads, text_len, run.cuda, run.rank, run.ranks)
+        self.store = PromptStore(PROMPTS_READY, text_len, max(1, threads // 4), run.rank, run.ranks, seed)
+        self.loader = ClipLoader(self.sizes, threads, text_len, run.cuda, run.rank, run.ranks, seed)
         for kind in self.sizes:
             self.warm(kind, self.random_batch(kind))
         run.barrier()
