@@ -61,13 +61,13 @@ __attribute__((target("avx512f"), noinline)) inline double peak_avx512(bool bf16
   __m512 s0 = a, s1 = a, s2 = a, s3 = a, s4 = a, s5 = a;
   __m512 s6 = a, s7 = a, s8 = a, s9 = a, s10 = a, s11 = a;
 // One instruction on each accumulator.
-#define LONGTAKE_CHAINS(op)                                                              \
-  asm volatile(op " %12, %12, %0\n" op " %12, %12, %1\n" op " %12, %12, %2\n"            \
-               op " %12, %12, %3\n" op " %12, %12, %4\n" op " %12, %12, %5\n"            \
-               op " %12, %12, %6\n" op " %12, %12, %7\n" op " %12, %12, %8\n"            \
-               op " %12, %12, %9\n" op " %12, %12, %10\n" op " %12, %12, %11\n"          \
-               : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3), "+v"(s4), "+v"(s5), "+v"(s6),   \
-                 "+v"(s7), "+v"(s8), "+v"(s9), "+v"(s10), "+v"(s11)                      \
+#define LONGTAKE_CHAINS(op)                                                                      \
+  asm volatile(op " %12, %12, %0\n" op " %12, %12, %1\n" op " %12, %12, %2\n" op                 \
+                  " %12, %12, %3\n" op " %12, %12, %4\n" op " %12, %12, %5\n" op                 \
+                  " %12, %12, %6\n" op " %12, %12, %7\n" op " %12, %12, %8\n" op                 \
+                  " %12, %12, %9\n" op " %12, %12, %10\n" op " %12, %12, %11\n"                  \
+               : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3), "+v"(s4), "+v"(s5), "+v"(s6), "+v"(s7), \
+                 "+v"(s8), "+v"(s9), "+v"(s10), "+v"(s11)                                        \
                : "v"(a))
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < kRounds; ++i) {

@@ -76,8 +76,8 @@ void read_token(const KvPage& page, DType dtype, int64_t head_dim, int64_t slot,
   for_float_type(dtype, [&]<typename T>() {
     constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
     const T* keys = reinterpret_cast<const T*>(page.keys) + slot * kPair;
-    const T* values = reinterpret_cast<const T*>(page.values) + slot / kPair * kPair * head_dim +
-                      slot % kPair;
+    const T* values =
+        reinterpret_cast<const T*>(page.values) + slot / kPair * kPair * head_dim + slot % kPair;
     for (int64_t d = 0; d < head_dim; ++d) {
       key[d] = static_cast<float>(keys[d / kPair * kPair * kPageTokens + d % kPair]);
       value[d] = static_cast<float>(values[d * kPair]);

@@ -24,7 +24,7 @@ struct SessionOptions {
   std::string memory = "full";  // policy of the caches: full | window | tempcache
   int64_t sink_frames = 1;
   int64_t window_frames = 36;
-  TempCacheOptions tempcache;  // what follows from the model is filled in by the rollout
+  TempCacheOptions tempcache;   // what follows from the model is filled in by the rollout
   int64_t num_steps = 0;        // 0: the model's own
   int64_t expected_frames = 0;  // memory is reserved for so many; more may follow
 };
