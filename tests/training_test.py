@@ -140,12 +140,15 @@ class OptimTest(unittest.TestCase):
     def test_rates_multiply_the_step(self):
         named = {f"{part}.layers.{k}.weight": torch.nn.Parameter(torch.ones(8, 8)) for part in "ab" for k in range(2)}
         named |= {f"{part}.bias": torch.nn.Parameter(torch.ones(8)) for part in "ab"}
-        optimiser = optim.Optimiser(named, lambda name: 0.0 if name.startswith("a") else 1.0)
+        optimiser = optim.Optimiser(named, lambda name: name.startswith("a"), 0.0)
         for p in named.values():
             p.grad = torch.randn_like(p)
         optimiser.step(0.1)
         for name, p in named.items():
             self.assertEqual(bool((p == 1).all()), name.startswith("a"), name)
+        again = optim.Optimiser(named, lambda name: name.startswith("a"), 0.5)
+        again.load_state_dict(optimiser.state_dict())
+        self.assertEqual([rate for rate, _, _ in again.parts], [1.0, 0.5])
 
     def test_the_average_starts_short(self):
         p = torch.nn.Parameter(torch.zeros(1))

@@ -11,75 +11,71 @@ from torch import Tensor
 
 class Muon:
     """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), for the matrices of the transformer layers.
-    Matrices of equal shape and rate go through as one batch; `rates` multiply the learning rate, one per matrix. Updates
-    have the root mean square of Adam's, so one learning rate fits both."""
+    Matrices of equal shape go through as one batch. Updates have the root mean square of Adam's, so one learning rate
+    fits both."""
 
-    def __init__(
-        self, params: list[torch.nn.Parameter], rates: list[float] | None = None, momentum=0.95, weight_decay=0.01
-    ):
+    def __init__(self, params: list[torch.nn.Parameter], momentum: float = 0.95, weight_decay: float = 0.01):
         self.momentum, self.weight_decay = momentum, weight_decay
         groups: dict[tuple, list] = {}
-        for p, rate in zip(params, rates or [1.0] * len(params), strict=True):
-            groups.setdefault((tuple(p.shape), rate), []).append(p)
-        self.groups = [
-            (ps, torch.zeros(len(ps), *shape, device=ps[0].device), rate) for (shape, rate), ps in groups.items()
-        ]
+        for p in params:
+            groups.setdefault(tuple(p.shape), []).append(p)
+        self.groups = [(ps, torch.zeros(len(ps), *shape, device=ps[0].device)) for shape, ps in groups.items()]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        for params, buffer, rate in self.groups:
+        for params, buffer in self.groups:
             gradient = torch.stack([p.grad for p in params])
             buffer.mul_(self.momentum).add_(gradient)
             update = orthogonalised(gradient + self.momentum * buffer)
-            scale = -lr * rate * 0.2 * math.sqrt(max(update.shape[-2:]))
-            torch._foreach_mul_(params, 1 - lr * rate * self.weight_decay)
+            scale = -lr * 0.2 * math.sqrt(max(update.shape[-2:]))
+            torch._foreach_mul_(params, 1 - lr * self.weight_decay)
             torch._foreach_add_(params, list((update * scale).unbind(0)))
 
     def state_dict(self) -> list[Tensor]:
-        return [buffer for _, buffer, _ in self.groups]
+        return [buffer for _, buffer in self.groups]
 
     def load_state_dict(self, state: list[Tensor]) -> None:
-        for (_, buffer, _), saved in zip(self.groups, state, strict=True):
+        for (_, buffer), saved in zip(self.groups, state, strict=True):
             buffer.copy_(saved)
 
 
 class Optimiser:
-    """Muon for the matrices of layers, AdamW for all else. rate(name) multiplies the learning rate of a parameter."""
+    """Muon for the matrices of layers, AdamW for all else. Where is_body(name), the learning rate is multiplied by
+    `body_rate`."""
 
-    def __init__(self, named: dict[str, torch.nn.Parameter], rate=lambda name: 1.0):
+    def __init__(self, named: dict[str, torch.nn.Parameter], is_body=lambda name: False, body_rate: float = 1.0):
         is_layer_matrix = lambda n, p: p.ndim == 2 and ("blocks." in n or "layers." in n) and "modulation" not in n
-        matrices = {n: p for n, p in named.items() if is_layer_matrix(n, p)}
         self.params = list(named.values())
-        self.muon = Muon(list(matrices.values()), [rate(n) for n in matrices])
-        by_rate: dict[float, list] = {}
-        for n, p in named.items():
-            if n not in matrices:
-                by_rate.setdefault(rate(n), []).append(p)
-        groups = [{"params": ps, "rate": r} for r, ps in by_rate.items()]
-        fused = self.params[0].is_cuda
-        self.adam = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, fused=fused)
+        self.parts = []  # (rate, Muon, AdamW)
+        for body, rate in ((False, 1.0), (True, body_rate)):
+            part = {n: p for n, p in named.items() if is_body(n) == body}
+            if part:
+                rest = [p for n, p in part.items() if not is_layer_matrix(n, p)]
+                adam = torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.01, fused=rest[0].is_cuda)
+                self.parts.append((rate, Muon([p for n, p in part.items() if is_layer_matrix(n, p)]), adam))
 
     def step(self, lr: float) -> Tensor:
         """Applies the gradients, averaged over all processes, and drops them; returns their norm."""
         average_gradients(self.params)
         norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
-        self.muon.step(lr)
-        for group in self.adam.param_groups:
-            group["lr"] = lr * group["rate"]
-        self.adam.step()
+        for rate, muon, adam in self.parts:
+            muon.step(lr * rate)
+            adam.param_groups[0]["lr"] = lr * rate
+            adam.step()
         self.drop_gradients()
         return norm
+
+    def state_dict(self) -> list[dict]:
+        return [{"muon": muon.state_dict(), "adam": adam.state_dict()} for _, muon, adam in self.parts]
+
+    def load_state_dict(self, state: list[dict]) -> None:
+        for (_, muon, adam), saved in zip(self.parts, state, strict=True):
+            muon.load_state_dict(saved["muon"])
+            adam.load_state_dict(saved["adam"])
 
     def drop_gradients(self) -> None:
         for p in self.params:
             p.grad = None
-
-    def state_dict(self) -> dict:
-        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
 
 
 def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:

@@ -39,7 +39,8 @@ KINDS = ("shots", "short", "memory")
 
 @dataclass(frozen=True)
 class Course:
-    """How the stage goes. Moments are fractions of its budget; the rate falls linearly from `decay_from` to `decay_to`."""
+    """How the stage goes. Moments are fractions of its budget; from `decay_from` the rate falls linearly to the share
+    `decay_to` of itself."""
 
     learning_rate: float = 1e-3
     body_rate: float = 1.0  # of what does not read the text, relative to learning_rate
@@ -141,8 +142,8 @@ class TransformerTrainer:
         self.probes |= {f"stream_probe.{n}": p for n, p in self.stream_probe.named_parameters()}
         for p in self.probes.values():
             self.run.broadcast(p.data)
-        rate = lambda name: 1.0 if any(part in name for part in TEXT_PARTS) else course.body_rate
-        self.optimiser = Optimiser(self.weights | self.probes, rate)
+        is_body = lambda name: not any(part in name for part in TEXT_PARTS)
+        self.optimiser = Optimiser(self.weights | self.probes, is_body, course.body_rate)
         self.ema = Ema(list(self.weights.values()), course.ema_decay)
 
     # ---- one step ----
