@@ -359,7 +359,8 @@ class Evaluation:
         """Themes from text alone: the first frame, with the prompt, without, and with another map's; then a straight
         walk into another region, whose last part is also what new land is judged by."""
         args = self.args
-        classifier = ThemeClassifier(self.text_len, *((96, 24) if not args.quick else (12, 12)), args.threads, self.device)
+        maps, per_map = (12, 12) if args.quick else (96, 24)
+        classifier = ThemeClassifier(self.text_len, maps, per_map, args.threads, self.device)
         self.put("theme_classifier_accuracy_on_renderings", classifier.accuracy)
         maps = self.maps(3000, args.text_maps)
         xy = np.stack([straight(m, maps.info[m]["start"], args.walk) for m in range(maps.count)])
