@@ -27,7 +27,7 @@ using namespace longtake;
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string model = "models/world", prompt = "a green summer land with woods .", memory = "full",
+  std::string model = "models/world", prompt = "a green summer land with woods .", method = "dense",
               dtype = "bf16", latents;
   int64_t history = 64, frames = 9, steps = 0;
   int threads = 0;
@@ -40,12 +40,11 @@ void run(const Options& options) {
       world::load_model(ctx, options.model, options.dtype == "f32" ? DType::kF32 : DType::kBF16);
   const auto& sizes = model.config.transformer;
   const int64_t total = options.history + options.frames;
-  CacheOptions memory;
-  memory.memory = options.memory;
-  memory.reserve_tokens = total * sizes.frame_tokens();
+  Method method = parse_method(options.method);
+  if (options.steps > 0) method.num_steps = options.steps;
   Rollout rollout(ctx, model,
-                  model.text_encoder.encode(ctx, model.vocabulary.tokenize(options.prompt)), memory,
-                  options.steps);
+                  model.text_encoder.encode(ctx, model.vocabulary.tokenize(options.prompt)), method,
+                  total);
   Walk walk(overworld::parse_actions("D*24 S*8 A*24 W*8"), start_of(sizes));
 
   const Shape shape{total, sizes.latent_channels, sizes.latent_height, sizes.latent_width};
@@ -78,7 +77,7 @@ void run(const Options& options) {
   std::cout << nlohmann::json{{"dtype", options.dtype},
                               {"threads", ctx.threads()},
                               {"steps", rollout.num_steps()},
-                              {"memory", options.memory},
+                              {"method", method.to_string()},
                               {"history_frames", options.history},
                               {"median_ms", milliseconds[milliseconds.size() / 2]},
                               {"min_ms", milliseconds.front()},
@@ -99,7 +98,7 @@ int main(int argc, char** argv) {
   app.add_option("--steps", options.steps, "0: the model's own")->check(CLI::Range(0, 1000));
   app.add_option("--threads", options.threads)->check(CLI::Range(0, 1024));
   app.add_option("--seed", options.seed);
-  app.add_option("--memory", options.memory);
+  app.add_option("--method", options.method, "such as window:37 or tempcache-lsh");
   app.add_option("--dtype", options.dtype)->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--latents", options.latents);
   CLI11_PARSE(app, argc, argv);

@@ -187,30 +187,34 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
   expect_failure(generate({"--size", "512x256"}), 2, "--size: expected 256x128");
   expect_failure(generate({"--threads", "0"}), 2, "--threads");
   expect_failure(generate({"--memory", "flowcache"}), 2,
-                 "expected full or window or tempcache in this version, found \"flowcache\"");
+                 "--memory: expected full or window or tempcache, found \"flowcache\"");
   expect_failure(generate({"--memory", "elephant"}), 2,
                  "expected full or window or tempcache, found \"elephant\"");
-  expect_failure(generate({"--preset", "fast"}), 2, "in this version");
+  expect_failure(generate({"--preset", "fast"}), 2, "--method: expected dense | window");
   expect_failure(generate({"--self-attention", "annsa"}), 2, "in this version");
   expect_failure(generate({"--cross-attention", "annca"}), 2, "in this version");
   expect_failure(generate({"--step-cache", "teacache"}), 2, "in this version");
-  expect_failure(generate({"--ann", "lsh"}), 2, "expected --memory tempcache, found full");
+  expect_failure(generate({"--ann", "lsh"}), 2,
+                 "--ann: expected memory=tempcache beside it, found memory=full");
   expect_failure(generate({"--ann", "tree"}), 2, "expected lsh or quant");
   expect_failure(generate({"--memory", "tempcache", "--merge-threshold", "-1"}), 2,
                  "--merge-threshold");
   expect_failure(
       generate({"--memory", "tempcache", "--merge-rule", "paper", "--merge-threshold", "2"}), 2,
-      "a cosine in 0..1, found 2");
+      "--merge-threshold: expected a number in 0..1, found \"2\"");
   expect_failure(generate({"--memory", "tempcache", "--memory-budget", "767"}), 2,
                  "at least 768 keys per head");
   expect_failure(generate({"--density", "0.2"}), 2, "in this version");
   expect_failure(generate({"--dtype", "fp8"}), 2, "in this version");
   expect_failure(generate({"--decoder", "taehv"}), 2, "in this version");
   expect_failure(generate({"--device", "cuda"}), 2, "--device: expected cpu in this version");
-  expect_failure(generate({"--memory-budget", "256"}), 2, "--memory window");
+  expect_failure(generate({"--memory-budget", "256"}), 2,
+                 "--memory-budget: expected memory=window | memory=tempcache beside it");
   expect_failure(generate({"--memory", "window", "--memory-budget", "255"}), 2,
                  "room for 2 frames");
   expect_failure(generate({"--memory", "window", "--memory-budget", "lots"}), 2, "64MiB");
+  expect_failure(generate({"--memory", "window", "--memory-budget", "640", "--window-frames", "4"}),
+                 2, "--memory-budget: expected no window-frames beside it, found 4");
   expect_failure(generate({"--frames", "10000000"}), 2, "--memory full");
   EXPECT_FALSE(std::filesystem::exists(scratch_ / "v.mp4")) << "a refused run leaves nothing";
 }

@@ -104,6 +104,22 @@ Tensor channels_first(View image) {
 
 class ModelParity : public testing::TestWithParam<DType> {};
 
+// Compares what every layer makes of one frame, pass after pass.
+class LayerCheck final : public world::PassObserver {
+ public:
+  LayerCheck(Comparison& comparison, int64_t frame) : comparison_(comparison), frame_(frame) {}
+
+  void on_layer(int64_t layer, View x) override {
+    if (layer == 0) ++step_;
+    comparison_.check(str("frame", frame_, ".step", step_, ".blocks.", layer), x);
+  }
+
+ private:
+  Comparison& comparison_;
+  int64_t frame_;
+  int64_t step_ = -1;
+};
+
 TEST_P(ModelParity, EveryLayerEqualsPyTorch) {
   const DType compute = GetParam();
   if (compute == DType::kBF16 && !bf16_products_supported())
@@ -125,7 +141,7 @@ TEST_P(ModelParity, EveryLayerEqualsPyTorch) {
   const auto& sizes = model.config.transformer;
   const auto pixels_per_token = static_cast<float>(sizes.token_pixels());
   const View cameras = reference["cameras"];
-  Rollout rollout(ctx, model, text, CacheOptions{}, 0);
+  Rollout rollout(ctx, model, text, Method{}, 0);
   Tensor z(ctx.device(), DType::kF32,
            {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
   Tensor pixels(ctx.device(), DType::kF32, {sizes.frame_height(), sizes.frame_width(), 3});
@@ -133,14 +149,10 @@ TEST_P(ModelParity, EveryLayerEqualsPyTorch) {
     const float* camera = cameras.data<float>() + 2 * frame;
     rollout.begin_frame(ctx, frame, std::lround(camera[0] * pixels_per_token),
                         std::lround(camera[1] * pixels_per_token));
-    int64_t step = -1;
-    const auto observe = [&](int64_t layer, View x) {
-      if (layer == 0) ++step;
-      comparison.check(str("frame", frame, ".step", step, ".blocks.", layer), x);
-    };
-    rollout.denoise(ctx, kSeed, z, observe);
+    LayerCheck layers(comparison, frame);
+    rollout.denoise(ctx, kSeed, z, &layers);
     comparison.check(str("frame", frame, ".latent"), z);
-    rollout.remember(ctx, z, observe);
+    rollout.remember(ctx, z, &layers);
     model.autoencoder.decode(ctx, z, pixels);
     comparison.check(str("frame", frame, ".pixels"), channels_first(pixels));
     if (frame > 0) continue;

@@ -32,11 +32,10 @@ SessionOptions tiny_options(const std::string& memory = "full") {
   SessionOptions options;
   options.prompt = "a winter land with a red tower .";
   options.seed = 11;
-  options.memory = memory;
-  options.sink_frames = 1;
-  options.window_frames = 3;
-  options.tempcache.exact_frames = 2;
-  options.tempcache.budget_tokens = 5 * 128;
+  options.method =
+      parse_method(memory == "full"     ? "dense"
+                   : memory == "window" ? "window:4"
+                                        : "tempcache:exact-frames=2:memory-budget=640");
   return options;
 }
 
@@ -83,6 +82,45 @@ TEST(Walk, TheTourReturns) {
   }
   EXPECT_EQ(at.x, 0);
   EXPECT_EQ(at.y, 0);
+}
+
+TEST(Method, ReadsBackWhatItSpells) {
+  EXPECT_EQ(parse_method("dense").to_string(), "memory=full:steps=0");
+  EXPECT_EQ(parse_method("window:37").to_string(),
+            "memory=window:sink-frames=1:window-frames=37:memory-budget=0:steps=0");
+  for (const char* text :
+       {"tempcache", "tempcache-quant:merge-threshold=0.25:exact-frames=2", "memory=window:steps=2",
+        "tempcache:merge-rule=paper", "window:memory-budget=64MiB:sink-frames=0"}) {
+    const std::string spelled = parse_method(text).to_string();
+    EXPECT_EQ(parse_method(spelled).to_string(), spelled) << text;
+  }
+  const Method paper = parse_method("tempcache:merge-threshold=0.8:merge-rule=paper");
+  EXPECT_EQ(paper.memory.tempcache.merge_threshold, 0.8) << "the order typed does not matter";
+  EXPECT_EQ(parse_method("tempcache:merge-rule=paper").memory.tempcache.merge_threshold,
+            kPaperThreshold);
+}
+
+TEST(Method, NamesWhatIsWrong) {
+  const auto message = [](const std::string& text) {
+    try {
+      parse_method(text);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(message("windows").rfind("method: expected dense | window", 0), 0U);
+  EXPECT_EQ(message("dense:7"), "method \"dense:7\": expected key=value, found \"7\"");
+  EXPECT_EQ(message("window:0x"),
+            "window-frames: expected a number in 0..2147483647, found \"0x\"");
+  EXPECT_EQ(message("dense:colour=red").rfind("method option: expected one of memory, ", 0), 0U);
+  EXPECT_EQ(message("tempcache:ann=tree"), "ann: expected lsh or quant, found \"tree\"");
+  EXPECT_EQ(message("dense:exact-frames=3"),
+            "exact-frames: expected memory=tempcache beside it, found memory=full");
+  EXPECT_EQ(message("tempcache:merge-rule=paper:merge-key=mean"),
+            "merge-key: expected merge-rule=nats beside it, found merge-rule=paper");
+  EXPECT_EQ(message("tempcache:merge-threshold=nan").rfind("merge-threshold: expected", 0), 0U);
 }
 
 class SessionTest : public testing::TestWithParam<std::tuple<DType, std::string>> {

@@ -84,23 +84,14 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
       ->check(number_in<uint64_t>(0, std::numeric_limits<uint64_t>::max(), "an integer"));
   app.add_option("--out", flags.out, "FILE.mp4, or a folder of PNG frames; must be given");
 
-  app.add_option("--preset", flags.preset, "dense | window | tempcache")
-      ->check(one_of({"dense", "window", "tempcache"}, {"annsa", "annca", "fast"}));
-  app.add_option("--memory", flags.memory, "full | window | tempcache: what is kept of the past")
-      ->check(one_of({"full", "window", "tempcache"}, {"flowcache"}));
-  app.add_option("--memory-budget", flags.memory_budget,
-                 "most of window or tempcache: keys per head and layer (4736), or bytes in all "
-                 "(64MiB)");
-  app.add_option("--ann", flags.ann, "lsh | quant: how tempcache finds keys alike (default: lsh)")
-      ->check(one_of({"lsh", "quant"}, {}));
-  app.add_option("--merge-rule", flags.merge_rule,
-                 "nats | paper: tempcache measures logit errors, or cosines (default: nats)")
-      ->check(one_of({"nats", "paper"}, {}));
-  app.add_option("--merge-threshold", flags.merge_threshold,
-                 "tempcache merges below so many nats (default: 0.5), or above this cosine (0.9)")
-      ->check(number_in<double>(0, 1e6, "a number"));
-  app.add_option("--steps", flags.steps, "sampling steps a frame (default: the model's)")
-      ->check(integer_in(1, 1000));
+  app.add_option("--preset", flags.preset, "where the options below start: " + method_names());
+  for (const MethodOption& option : method_options())
+    app.add_option_function<std::string>(
+        std::string("--") + option.key,
+        [&flags, key = option.key](const std::string& value) {
+          flags.method.emplace_back(key, value);
+        },
+        str(option.values, ": ", option.help));
   app.add_option("--device", flags.device, "cpu");
   app.add_option("--threads", flags.threads, "CPU threads (default: all)")
       ->check(integer_in(1, 1024));

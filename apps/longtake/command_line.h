@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "pipeline/method.h"
+
 namespace longtake::cli {
 
 struct GenerateFlags {
@@ -18,10 +20,7 @@ struct GenerateFlags {
   std::optional<uint64_t> seed;
   std::string out;
   std::string preset;
-  std::string memory, memory_budget;
-  std::string ann, merge_rule;
-  std::optional<double> merge_threshold;
-  std::optional<int64_t> steps;
+  MethodSettings method;  // on top of the preset
   std::string device = "cpu";
   int64_t threads = 0;
   std::string dtype;

@@ -75,71 +75,6 @@ std::string find_embedded_model() {
       "--model: expected a model folder (the embedded one is not beside this binary), found none");
 }
 
-// "4736" keys per head and layer, or "64MiB" in all.
-struct MemoryBudget {
-  double amount = 0;
-  bool is_bytes = false;
-};
-
-MemoryBudget parse_budget(const std::string& text) {
-  const std::pair<const char*, double> units[] = {{"", 1},         {"B", 1},       {"kB", 1e3},
-                                                  {"MB", 1e6},     {"GB", 1e9},    {"KiB", 0x1p10},
-                                                  {"MiB", 0x1p20}, {"GiB", 0x1p30}};
-  double number = 0;
-  const char* end = text.data() + text.size();
-  const auto result = std::from_chars(text.data(), end, number);
-  for (const auto& [unit, factor] : units) {
-    if (result.ec == std::errc() && std::string(result.ptr, end) == unit && number >= 1 &&
-        number <= 1e15)
-      return {number * factor, *unit != '\0'};
-  }
-  usage(str("--memory-budget: expected keys (4736) or bytes (64MiB), found \"", text, '"'));
-}
-
-// Bytes that one frame's keys and values take in all layers.
-double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype) {
-  const int64_t pages = (sizes.frame_tokens() + kPageTokens - 1) / kPageTokens;
-  return static_cast<double>(pages * sizes.num_heads * sizes.num_layers) *
-         static_cast<double>(page_bytes(dtype, sizes.head_dim));
-}
-
-int64_t window_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
-                         DType dtype, int64_t sink_frames) {
-  const double per_frame = budget.is_bytes ? cache_bytes_per_frame(sizes, dtype)
-                                           : static_cast<double>(sizes.frame_tokens());
-  const double frames = std::floor(budget.amount / per_frame) - static_cast<double>(sink_frames);
-  if (frames < 1)
-    usage(str("--memory-budget: expected room for ", sink_frames + 1, " frames of ",
-              static_cast<int64_t>(per_frame), budget.is_bytes ? " bytes" : " keys", ", found ",
-              static_cast<int64_t>(budget.amount)));
-  return static_cast<int64_t>(std::min(frames, 1e7));
-}
-
-// Keys per head that a budget grants: bytes count whole pages.
-int64_t keys_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
-                       DType dtype) {
-  if (!budget.is_bytes) return static_cast<int64_t>(std::min(budget.amount, 1e12));
-  const double page = static_cast<double>(sizes.num_heads * sizes.num_layers) *
-                      static_cast<double>(page_bytes(dtype, sizes.head_dim));
-  return static_cast<int64_t>(std::floor(budget.amount / page)) * kPageTokens;
-}
-
-// Flags of tempcache beside its budget.
-void choose_merging(const GenerateFlags& flags, SessionOptions& session) {
-  if (flags.ann.empty() && flags.merge_rule.empty() && !flags.merge_threshold) return;
-  if (session.memory != "tempcache")
-    usage(str("--ann, --merge-rule, --merge-threshold: expected --memory tempcache, found ",
-              session.memory));
-  TempCacheOptions& merge = session.tempcache;
-  if (!flags.ann.empty()) merge.ann = flags.ann == "quant" ? AnnEngine::kQuant : AnnEngine::kLsh;
-  if (!flags.merge_rule.empty()) {
-    merge.rule = flags.merge_rule == "paper" ? MergeRule::kPaper : MergeRule::kNats;
-    merge.merge_threshold =
-        merge.rule == MergeRule::kPaper ? kPaperThreshold : TempCacheOptions{}.merge_threshold;
-  }
-  if (flags.merge_threshold) merge.merge_threshold = *flags.merge_threshold;
-}
-
 DType choose_dtype(const std::string& flag) {
   if (flag == "f32") return DType::kF32;
   if (flag == "bf16" && !bf16_products_supported())
@@ -205,6 +140,14 @@ int64_t choose_frames(const GenerateFlags& flags, const Plan& plan, bool resumed
   return resumed || !flags.init.empty() ? std::max<int64_t>(count, 1) : count + 1;
 }
 
+Method choose_method(const GenerateFlags& flags) {
+  try {
+    return make_method(flags.preset, flags.method);
+  } catch (const Error& error) {
+    throw Error(error.kind(), str("--", error.what()));
+  }
+}
+
 Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dtype,
                const SavedSession* saved) {
   constexpr size_t kMaxPromptBytes = 1 << 20;
@@ -220,23 +163,9 @@ Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dt
         "--prompt: expected what the world looks like, such as \"a snowy land with a red tower "
         ".\", found none");
   if (flags.seed) plan.session.seed = *flags.seed;
-  if (flags.steps) plan.session.num_steps = *flags.steps;
-  if (!flags.memory.empty())
-    plan.session.memory = flags.memory;
-  else if (!flags.preset.empty())
-    plan.session.memory = flags.preset == "dense" ? "full" : flags.preset;
-  if (!flags.memory_budget.empty()) {
-    const MemoryBudget budget = parse_budget(flags.memory_budget);
-    if (plan.session.memory == "window")
-      plan.session.window_frames =
-          window_of_budget(budget, config.transformer, dtype, plan.session.sink_frames);
-    else if (plan.session.memory == "tempcache")
-      plan.session.tempcache.budget_tokens = keys_of_budget(budget, config.transformer, dtype);
-    else
-      usage(str("--memory-budget: expected --memory window or tempcache, found ",
-                plan.session.memory));
-  }
-  choose_merging(flags, plan.session);
+  if (saved == nullptr || !flags.preset.empty() || !flags.method.empty())
+    plan.session.method = choose_method(flags);
+  cache_options(plan.session.method, config.transformer, dtype, 0);  // contradictions show now
   plan.actions = choose_actions(flags, saved, plan.next_action);
   plan.frames = choose_frames(flags, plan, saved != nullptr);
   const int64_t before = saved != nullptr ? saved->next_frame : 0;
@@ -249,7 +178,7 @@ Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dt
 
 // A full history that cannot fit is refused at the start rather than killed after an hour.
 void expect_room(const Plan& plan, const world::Config& config, DType dtype) {
-  if (plan.session.memory != "full") return;
+  if (plan.session.method.memory.memory != "full") return;
   const double wanted = cache_bytes_per_frame(config.transformer, dtype) *
                         static_cast<double>(plan.session.expected_frames);
   const double there =
@@ -314,12 +243,12 @@ RunStats describe_run(const Context& ctx, const world::Model& model, const Sessi
   RunStats stats;
   stats.model = model.folder;
   stats.prompt = session.options().prompt;
-  stats.memory = session.options().memory;
+  stats.method = session.options().method.to_string();
   stats.dtype = name_of(model.compute);
   stats.device = ctx.device().to_string();
   stats.threads = ctx.threads();
   stats.seed = session.options().seed;
-  stats.num_steps = session.options().num_steps;
+  stats.num_steps = session.options().method.num_steps;
   stats.frame_width = model.config.transformer.frame_width();
   stats.frame_height = model.config.transformer.frame_height();
   stats.fps = world::kFramesPerSecond;

@@ -68,12 +68,10 @@ void print_tensors(const SafetensorsIndex& index) {
 void print_state(const std::string& path, const SafetensorsIndex& index) {
   const auto saved = SavedSession::from_metadata(index.metadata, path);
   fmt::print("{}: a saved session\n", path);
-  fmt::print("  next frame {}, seed {}, {} steps, {}\n", saved.next_frame, saved.options.seed,
-             saved.options.num_steps, printable(saved.dtype));
-  fmt::print("  memory {}", printable(saved.options.memory));
-  if (saved.options.memory == "window")
-    fmt::print(" of {} + {} frames", saved.options.sink_frames, saved.options.window_frames);
+  fmt::print("  next frame {}, seed {}, {}", saved.next_frame, saved.options.seed,
+             printable(saved.dtype));
   if (saved.camera) fmt::print(", camera at ({}, {})", saved.camera->x, saved.camera->y);
+  fmt::print("\n  method {}", saved.options.method.to_string());
   fmt::print("\n  model fingerprint {:016x}\n  prompt: {}\n", saved.model_fingerprint,
              printable(saved.options.prompt));
   for (const auto& [key, value] : saved.notes)

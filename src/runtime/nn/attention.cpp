@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "attention/attend.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
 
@@ -29,9 +28,11 @@ View project(Context& ctx, const Attention& layer, const LinearWeight& weight, V
 }
 
 // out = o(attend(q, kv)).
-void attend_and_project(Context& ctx, const Attention& layer, View q, const KvView& kv, View out) {
+void attend_and_project(Context& ctx, const Attention& layer, View q, const KvView& kv, View out,
+                        const AttentionObserver& observer = nullptr) {
   const View mixed = ctx.workspace().take(layer.o->compute_dtype(), q.shape());
   attend(ctx, q, kv, layer.scale(), mixed);
+  if (observer) observer({q, kv, nullptr, mixed});
   linear(ctx, mixed.reshape({q.dim(0), layer.dim()}), *layer.o, Activation::kNone, out);
 }
 
@@ -64,13 +65,14 @@ View Attention::values(Context& ctx, View h) const {
 }
 
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    KvCache& cache, std::optional<ChunkPosition> commit, View out) {
+                    KvCache& cache, std::optional<ChunkPosition> commit, View out,
+                    const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, &rope);
   const View k = layer.keys(ctx, h, &rope);
   const View v = layer.values(ctx, h);
   cache.set_current(ctx, k, v);
-  attend_and_project(ctx, layer, q, cache.view(), out);
+  attend_and_project(ctx, layer, q, cache.view(), out, observer);
   if (!commit) return;
   if (cache.wants_queries()) cache.observe_queries(ctx, q, *commit);
   cache.commit(ctx, k, v, *commit);
@@ -85,9 +87,10 @@ void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& 
   cache.commit(ctx, k, v, position);
 }
 
-void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out) {
+void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out,
+                     const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
-  attend_and_project(ctx, layer, layer.queries(ctx, h, nullptr), pages.view(), out);
+  attend_and_project(ctx, layer, layer.queries(ctx, h, nullptr), pages.view(), out, observer);
 }
 
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 
+#include "attention/attend.h"
 #include "device/context.h"
 #include "kv/cache.h"
 #include "nn/weight_table.h"
@@ -40,17 +42,29 @@ struct Attention {
   View values(Context& ctx, View h) const;
 };
 
+// What one attention read and made, for metrics and tests; valid during the call.
+struct AttentionRead {
+  View q;                      // [L, N, D], rotated
+  KvView kv;                   // all that could be read
+  const Selection* selection;  // what was read of it; null: everything
+  View mixed;                  // [L, N, D]: the values' weighted means
+};
+
+using AttentionObserver = std::function<void(const AttentionRead&)>;
+
 // out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values
 // become the cache's current ones; with `commit` they join its history afterwards.
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    KvCache& cache, std::optional<ChunkPosition> commit, View out);
+                    KvCache& cache, std::optional<ChunkPosition> commit, View out,
+                    const AttentionObserver& observer = nullptr);
 
 // Only the keys and values of a clean chunk join the history: all that a last layer must do.
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
                  KvCache& cache, ChunkPosition position);
 
 // out = o(attend(q, pages)) over a fixed set of keys, without RoPE on the queries: the prompt's.
-void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out);
+void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out,
+                     const AttentionObserver& observer = nullptr);
 
 // Every token attends to every token, with RoPE: a text encoder's.
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out);

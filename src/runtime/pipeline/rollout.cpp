@@ -6,20 +6,17 @@
 
 namespace longtake {
 
-Rollout::Rollout(Context& ctx, const world::Model& model, View text, CacheOptions memory,
-                 int64_t num_steps)
+Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Method& method,
+                 int64_t expected_frames)
     : model_(model), place_(model.transformer.make_place(ctx)) {
   const auto& sampler = model.config.sampler;
   const auto& sizes = model.config.transformer;
-  noise_levels_ = noise_levels(num_steps > 0 ? num_steps : sampler.num_steps, sampler.shift);
+  noise_levels_ =
+      noise_levels(method.num_steps > 0 ? method.num_steps : sampler.num_steps, sampler.shift);
   for (const double t : noise_levels_) levels_.push_back(model.transformer.level(ctx, t));
-  memory.dtype = model.compute;
-  memory.num_heads = sizes.num_heads;
-  memory.head_dim = sizes.head_dim;
-  memory.tokens_per_frame = sizes.frame_tokens();
-  memory.tempcache.time_pairs = sizes.rope_time_pairs;
-  memory.tempcache.time_theta = sizes.rope_time_theta;
-  for (int64_t n = 0; n < sizes.num_layers; ++n) caches_.push_back(make_cache(ctx, memory));
+  const CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
+  layers_.resize(static_cast<size_t>(sizes.num_layers));
+  for (world::LayerState& layer : layers_) layer.cache = make_cache(ctx, memory);
   const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
   velocity_ = Tensor(ctx.device(), DType::kF32, latent);
   noise_ = Tensor(ctx.device(), DType::kF32, latent);
@@ -27,7 +24,7 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, CacheOption
 }
 
 void Rollout::set_text(Context& ctx, View text) {
-  text_ = model_.transformer.text_keys(ctx, text);
+  model_.transformer.set_text(ctx, text, layers_);
 }
 
 void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
@@ -37,7 +34,7 @@ void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
                                static_cast<double>(y) / pixels, frame, place_);
 }
 
-void Rollout::denoise(Context& ctx, uint64_t seed, View z, const world::LayerObserver& observer) {
+void Rollout::denoise(Context& ctx, uint64_t seed, View z, world::PassObserver* observer) {
   const auto frame = static_cast<uint32_t>(frame_);
   fill_normal(seed, frame, 0, z.data<float>(), z.numel());
   for (int64_t step = 0; step < num_steps(); ++step) {
@@ -56,13 +53,16 @@ void Rollout::denoise(Context& ctx, uint64_t seed, View z, const world::LayerObs
 }
 
 void Rollout::velocity(Context& ctx, int64_t step, View z, View out,
-                       const world::LayerObserver& observer) {
-  model_.transformer.velocity(ctx, z, levels_[static_cast<size_t>(step)], place_, text_, caches_,
-                              out, observer);
+                       world::PassObserver* observer) {
+  model_.transformer.velocity(ctx, z, pass(step, observer), out);
 }
 
-void Rollout::remember(Context& ctx, View z, const world::LayerObserver& observer) {
-  model_.transformer.commit(ctx, z, levels_.back(), place_, text_, caches_, {frame_, 1}, observer);
+void Rollout::remember(Context& ctx, View z, world::PassObserver* observer) {
+  model_.transformer.commit(ctx, z, pass(num_steps(), observer), {frame_, 1});
+}
+
+world::Pass Rollout::pass(int64_t step, world::PassObserver* observer) {
+  return {levels_[static_cast<size_t>(step)], place_, layers_, observer};
 }
 
 double Rollout::density() const {
@@ -70,10 +70,10 @@ double Rollout::density() const {
   const auto own = static_cast<double>(sizes.frame_tokens());
   const double dense = own * static_cast<double>(frame_ + 1);
   double attended = 0;
-  for (const auto& cache : caches_)
-    attended +=
-        own + static_cast<double>(cache->total_entries()) / static_cast<double>(sizes.num_heads);
-  return attended / (dense * static_cast<double>(caches_.size()));
+  for (const world::LayerState& layer : layers_)
+    attended += own + static_cast<double>(layer.cache->total_entries()) /
+                          static_cast<double>(sizes.num_heads);
+  return attended / (dense * static_cast<double>(layers_.size()));
 }
 
 }  // namespace longtake

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "io/safetensors.h"
-#include "kv/tempcache.h"
+#include "pipeline/method.h"
 
 namespace longtake {
 
@@ -21,11 +21,7 @@ struct CameraPosition {
 struct SessionOptions {
   std::string prompt;
   uint64_t seed = 0;
-  std::string memory = "full";  // policy of the caches: full | window | tempcache
-  int64_t sink_frames = 1;
-  int64_t window_frames = 36;
-  TempCacheOptions tempcache;   // what follows from the model is filled in by the rollout
-  int64_t num_steps = 0;        // 0: the model's own
+  Method method;
   int64_t expected_frames = 0;  // memory is reserved for so many; more may follow
 };
 

@@ -12,16 +12,6 @@
 namespace longtake {
 namespace {
 
-CacheOptions cache_options(const SessionOptions& options, const world::Config& config) {
-  CacheOptions out;
-  out.memory = options.memory;
-  out.sink_frames = options.sink_frames;
-  out.window_frames = options.window_frames;
-  out.tempcache = options.tempcache;
-  out.reserve_tokens = options.expected_frames * config.transformer.frame_tokens();
-  return out;
-}
-
 // Reads bytes where they lie.
 class ViewStream : private std::streambuf, public std::istream {
  public:
@@ -37,15 +27,14 @@ Session::Session(Context& ctx, const world::Model& model, const SessionOptions& 
     : ctx_(ctx),
       model_(model),
       options_(options),
-      rollout_(ctx, model, encode_prompt(), cache_options(options, model.config),
-               options.num_steps) {
+      rollout_(ctx, model, encode_prompt(), options.method, options.expected_frames) {
   const auto& sizes = model.config.transformer;
   const Shape frame{sizes.frame_height(), sizes.frame_width(), 3};
   latent_ = Tensor(ctx.device(), DType::kF32,
                    {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
   pixels_ = Tensor(ctx.device(), DType::kF32, frame);
   rgb_ = Tensor(ctx.device(), DType::kU8, frame);
-  options_.num_steps = rollout_.num_steps();
+  options_.method.num_steps = rollout_.num_steps();
 }
 
 Tensor Session::encode_prompt() const {
@@ -89,13 +78,14 @@ void Session::remember(View rgb, CameraPosition camera) {
 void Session::finish_frame(CameraPosition camera) {
   camera_ = camera;
   ++next_frame_;
-  for (const auto& cache : rollout_.caches()) {
-    last_chunk_.cache_entries = std::max(last_chunk_.cache_entries, cache->entries());
-    last_chunk_.cache_total_entries += cache->total_entries();
-    last_chunk_.merged_keys += cache->merge_counts().merged;
-    last_chunk_.evicted_keys += cache->merge_counts().evicted;
-    last_chunk_.cache_bytes += cache->bytes();
-    last_chunk_.cache_bytes_used += cache->bytes_used();
+  for (const world::LayerState& layer : rollout_.layers()) {
+    const KvCache& cache = *layer.cache;
+    last_chunk_.cache_entries = std::max(last_chunk_.cache_entries, cache.entries());
+    last_chunk_.cache_total_entries += cache.total_entries();
+    last_chunk_.merged_keys += cache.merge_counts().merged;
+    last_chunk_.evicted_keys += cache.merge_counts().evicted;
+    last_chunk_.cache_bytes += cache.bytes();
+    last_chunk_.cache_bytes_used += cache.bytes_used();
   }
   last_chunk_.peak_rss_bytes = peak_rss_bytes();
 }
@@ -113,15 +103,14 @@ SavedSession Session::describe() const {
 void Session::save(const std::string& path, const SessionNotes& notes) const {
   SavedSession head = describe();
   head.notes = notes;
-  const auto& caches = rollout_.caches();
   std::vector<std::string> bytes;
   std::vector<NamedView> tensors;
-  for (size_t n = 0; n < caches.size(); ++n) {
+  for (const world::LayerState& layer : rollout_.layers()) {
     std::ostringstream out;
-    caches[n]->save(out);
+    layer.cache->save(out);
     bytes.push_back(std::move(out).str());
   }
-  for (size_t n = 0; n < caches.size(); ++n)
+  for (size_t n = 0; n < bytes.size(); ++n)
     tensors.push_back({cache_tensor_name(n), View(bytes[n].data(), DType::kU8, ctx_.device(),
                                                   {static_cast<int64_t>(bytes[n].size())})});
   write_safetensors(path, tensors, head.to_metadata());
@@ -138,20 +127,19 @@ void Session::load(const std::string& path) {
   };
   expect_same("model fingerprint", ours.model_fingerprint, saved.model_fingerprint);
   expect_same("dtype", ours.dtype, saved.dtype);
-  expect_same("memory", ours.options.memory, saved.options.memory);
-  expect_same("sink_frames", ours.options.sink_frames, saved.options.sink_frames);
-  expect_same("window_frames", ours.options.window_frames, saved.options.window_frames);
-  expect_same("num_steps", ours.options.num_steps, saved.options.num_steps);
+  for (const MethodOption& option : method_options())
+    expect_same(option.key, ours.options.method.get(option.key),
+                saved.options.method.get(option.key));
   expect_same("seed", ours.options.seed, saved.options.seed);
-  const auto& caches = rollout_.caches();
-  for (size_t n = 0; n < caches.size(); ++n) {
+  const auto layers = rollout_.layers();
+  for (size_t n = 0; n < layers.size(); ++n) {
     const TensorInfo* info = file.index().find(cache_tensor_name(n));
     if (info == nullptr || info->dtype != DType::kU8)
       throw Error(ErrorKind::kInput,
                   str(path, ": ", cache_tensor_name(n), ": expected a u8 tensor, found ",
                       info ? name_of(info->dtype) : "none"));
     ViewStream in(file.view(*info));
-    caches[n]->load(in);
+    layers[n].cache->load(in);
   }
   next_frame_ = saved.next_frame;
   camera_ = saved.camera;

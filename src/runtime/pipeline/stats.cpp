@@ -33,10 +33,10 @@ std::string RunStats::to_json() const {
                     {"cache_bytes_used", c.cache_bytes_used},
                     {"peak_rss_bytes", c.peak_rss_bytes}});
   }
-  const ordered_json root = {{"version", 1},
+  const ordered_json root = {{"version", 2},
                              {"model", model},
                              {"prompt", prompt},
-                             {"memory", memory},
+                             {"method", method},
                              {"dtype", dtype},
                              {"device", device},
                              {"threads", threads},

@@ -31,7 +31,7 @@ struct ChunkStats {
 
 // What was run and where; the head of the JSON.
 struct RunStats {
-  std::string model, prompt, memory, dtype, device;
+  std::string model, prompt, method, dtype, device;
   int threads = 0;
   uint64_t seed = 0;
   int64_t num_steps = 0;

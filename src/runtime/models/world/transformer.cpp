@@ -67,20 +67,19 @@ Transformer::Transformer(const TransformerConfig& config, int64_t text_dim, DTyp
   table.linear(at + "head.head", config.patch_values(), dim, compute, head_);
 }
 
-TextKeys Transformer::text_keys(Context& ctx, View text) const {
+void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers) const {
   const Workspace::Scope scope(ctx.workspace());
   const Shape shape{text.dim(0), config_.dim};
   const View wide = ctx.workspace().take(DType::kF32, shape);
   const View embedded = ctx.workspace().take(compute_, shape);
   text_embedding_.forward(ctx, text, wide);
   convert(ctx, wide, embedded);
-  TextKeys keys;
-  for (const Layer& layer : layers_) {
+  for (size_t n = 0; n < layers_.size(); ++n) {
     const Workspace::Scope layer_scope(ctx.workspace());
-    const View k = layer.cross_attn.keys(ctx, embedded, nullptr);
-    keys.emplace_back(ctx, k, layer.cross_attn.values(ctx, embedded));
+    const Attention& attention = layers_[n].cross_attn;
+    const View k = attention.keys(ctx, embedded, nullptr);
+    layers[n].text = KvPages(ctx, k, attention.values(ctx, embedded));
   }
-  return keys;
 }
 
 Level Transformer::level(Context& ctx, double t) const {
@@ -155,73 +154,68 @@ void Transformer::embed(Context& ctx, View z, const Place& place, View x) const 
   add(ctx, x, place.pose_tokens);
 }
 
-void Transformer::run_layer(Context& ctx, const Layer& layer, View modulation, const Place& place,
-                            const KvPages& text, KvCache& cache,
+View Transformer::modulation(const Pass& pass, int64_t layer) const {
+  return pass.level.layers.view().rows(layer, layer + 1).reshape({kModulations, config_.dim});
+}
+
+void Transformer::run_layer(Context& ctx, int64_t index, const Pass& pass,
                             std::optional<ChunkPosition> commit, View x) const {
   const Workspace::Scope scope(ctx.workspace());
+  const Layer& layer = layers_[static_cast<size_t>(index)];
+  LayerState& state = pass.layers[static_cast<size_t>(index)];
   const View h = ctx.workspace().take(compute_, x.shape());
   // What is added to the stream stays f32: rounding it to bf16 would add a tenth to the error.
   const View y = ctx.workspace().take(DType::kF32, x.shape());
-  const auto part = [&](int64_t index) { return row(modulation, index); };
+  const View modulations = modulation(pass, index);
+  const auto part = [&](int64_t i) { return row(modulations, i); };
+  AttentionObserver on_self, on_cross;
+  if (pass.observer != nullptr) {
+    on_self = [&](const auto& read) { pass.observer->on_self_attention(index, read); };
+    on_cross = [&](const auto& read) { pass.observer->on_cross_attention(index, read); };
+  }
 
   layer_norm(ctx, x, /*scale=*/part(1), /*shift=*/part(0), config_.eps, true, h);
-  self_attention(ctx, layer.self_attn, h, place.rope, cache, commit, y);
+  self_attention(ctx, layer.self_attn, h, pass.place.rope, *state.cache, commit, y, on_self);
   add_gated(ctx, x, y, /*gate=*/part(2));
 
   layer_norm(ctx, x, layer.norm3_weight, layer.norm3_bias, config_.eps, false, h);
-  cross_attention(ctx, layer.cross_attn, h, text, y);
+  cross_attention(ctx, layer.cross_attn, h, state.text, y, on_cross);
   add(ctx, x, y);
 
   layer_norm(ctx, x, /*scale=*/part(4), /*shift=*/part(3), config_.eps, true, h);
   layer.ffn.forward(ctx, h, y);
   add_gated(ctx, x, y, /*gate=*/part(5));
+  if (pass.observer != nullptr) pass.observer->on_layer(index, x);
 }
 
-void Transformer::velocity(Context& ctx, View z, const Level& level, const Place& place,
-                           const TextKeys& text, const Caches& caches, View velocity,
-                           const LayerObserver& observer) const {
+void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity) const {
   const Workspace::Scope scope(ctx.workspace());
   const Shape shape{config_.frame_tokens(), config_.dim};
   const View x = ctx.workspace().take(DType::kF32, shape);
-  embed(ctx, z, place, x);
-  for (size_t n = 0; n < layers_.size(); ++n) {
-    const auto index = static_cast<int64_t>(n);
-    const View modulation =
-        level.layers.view().rows(index, index + 1).reshape({kModulations, config_.dim});
-    run_layer(ctx, layers_[n], modulation, place, text[n], *caches[n], std::nullopt, x);
-    if (observer) observer(index, x);
-  }
+  embed(ctx, z, pass.place, x);
+  for (int64_t n = 0; n < config_.num_layers; ++n) run_layer(ctx, n, pass, std::nullopt, x);
   const View h = ctx.workspace().take(compute_, shape);
   const View patches =
       ctx.workspace().take(DType::kF32, {config_.frame_tokens(), config_.patch_values()});
-  layer_norm(ctx, x, /*scale=*/row(level.head, 1), /*shift=*/row(level.head, 0), config_.eps, true,
-             h);
+  const View head = pass.level.head;
+  layer_norm(ctx, x, /*scale=*/row(head, 1), /*shift=*/row(head, 0), config_.eps, true, h);
   linear(ctx, h, *head_, Activation::kNone, patches);
   unpatchify(ctx, patches, config_.patch_size, velocity);
 }
 
-void Transformer::commit(Context& ctx, View z, const Level& clean, const Place& place,
-                         const TextKeys& text, const Caches& caches, ChunkPosition position,
-                         const LayerObserver& observer) const {
+void Transformer::commit(Context& ctx, View z, const Pass& clean, ChunkPosition position) const {
   const Workspace::Scope scope(ctx.workspace());
   const Shape shape{config_.frame_tokens(), config_.dim};
   const View x = ctx.workspace().take(DType::kF32, shape);
-  embed(ctx, z, place, x);
-  const size_t last = layers_.size() - 1;
-  for (size_t n = 0; n <= last; ++n) {
-    const auto index = static_cast<int64_t>(n);
-    const View modulation =
-        clean.layers.view().rows(index, index + 1).reshape({kModulations, config_.dim});
-    if (n < last) {
-      run_layer(ctx, layers_[n], modulation, place, text[n], *caches[n], position, x);
-      if (observer) observer(index, x);
-      continue;
-    }
-    const View h = ctx.workspace().take(compute_, shape);
-    layer_norm(ctx, x, /*scale=*/row(modulation, 1), /*shift=*/row(modulation, 0), config_.eps,
-               true, h);
-    commit_keys(ctx, layers_[n].self_attn, h, place.rope, *caches[n], position);
-  }
+  embed(ctx, z, clean.place, x);
+  const int64_t last = config_.num_layers - 1;
+  for (int64_t n = 0; n < last; ++n) run_layer(ctx, n, clean, position, x);
+  const View h = ctx.workspace().take(compute_, shape);
+  const View modulations = modulation(clean, last);
+  layer_norm(ctx, x, /*scale=*/row(modulations, 1), /*shift=*/row(modulations, 0), config_.eps,
+             true, h);
+  commit_keys(ctx, layers_.back().self_attn, h, clean.place.rope, *clean.layers.back().cache,
+              position);
 }
 
 }  // namespace longtake::world

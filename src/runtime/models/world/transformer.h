@@ -1,8 +1,8 @@
 // The block-causal diffusion transformer of the embedded world: one forward pass over one frame,
 // attending to the prompt and, through the caches, to every frame remembered.
 //
-// What a pass needs is split by how often it changes, so that nothing is computed twice:
-// TextKeys once per prompt, Level once per noise level, Place once per frame.
+// What a pass needs is split by how often it changes, so that nothing is computed twice: the
+// prompt's keys once per prompt, Level once per noise level, Place once per frame.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,6 @@
 
 namespace longtake::world {
 
-// The prompt's keys and values for cross attention, one set per layer.
-using TextKeys = std::vector<KvPages>;
-
 // What a noise level does to the layers: modulation + e0, and the head's modulation + e.
 struct Level {
   Tensor layers;  // [num_layers, 6, dim]: shift1, scale1, gate1, shift2, scale2, gate2
@@ -37,16 +34,40 @@ struct Place {
   Tensor pose_tokens;  // [S, dim] f32: pose_embedding of the tokens' world coordinates
 };
 
-// Caches of all layers.
-using Caches = std::vector<std::unique_ptr<KvCache>>;
+// What one layer carries through a rollout.
+struct LayerState {
+  KvPages text;  // the prompt's keys and values for cross attention
+  std::unique_ptr<KvCache> cache;
+};
+
+// Watches a pass; for tests, metrics and calibration. Views are valid during the call.
+class PassObserver {
+ public:
+  virtual ~PassObserver() = default;
+
+  // x [S, dim] f32: the residual stream behind the layer.
+  virtual void on_layer(int64_t /*layer*/, View /*x*/) {}
+
+  virtual void on_self_attention(int64_t /*layer*/, const AttentionRead&) {}
+
+  virtual void on_cross_attention(int64_t /*layer*/, const AttentionRead&) {}
+};
+
+// One run through the layers.
+struct Pass {
+  const Level& level;
+  const Place& place;
+  std::span<LayerState> layers;
+  PassObserver* observer = nullptr;
+};
 
 class Transformer {
  public:
   // compute: storage of matrix inputs, f32 | bf16. text_dim: width of the text encoder's output.
   Transformer(const TransformerConfig& config, int64_t text_dim, DType compute, WeightTable& table);
 
-  // text [T, text_dim] f32.
-  TextKeys text_keys(Context& ctx, View text) const;
+  // The prompt's keys and values for every layer; text [T, text_dim] f32.
+  void set_text(Context& ctx, View text, std::span<LayerState> layers) const;
 
   // t in [0, 1]: 0 clean, 1 noise.
   Level level(Context& ctx, double t) const;
@@ -56,14 +77,11 @@ class Transformer {
   void set_place(Context& ctx, double camera_x, double camera_y, int64_t frame, Place& place) const;
 
   // z, velocity [C, h, w] f32: the estimate of (noise - clean) at this level.
-  void velocity(Context& ctx, View z, const Level& level, const Place& place, const TextKeys& text,
-                const Caches& caches, View velocity, const LayerObserver& observer = nullptr) const;
+  void velocity(Context& ctx, View z, const Pass& pass, View velocity) const;
 
   // The pass over a finished frame whose keys and values join every layer's history. It stops when
   // the last layer has its keys: nobody reads the rest.
-  void commit(Context& ctx, View z, const Level& clean, const Place& place, const TextKeys& text,
-              const Caches& caches, ChunkPosition position,
-              const LayerObserver& observer = nullptr) const;
+  void commit(Context& ctx, View z, const Pass& clean, ChunkPosition position) const;
 
  private:
   struct Layer {
@@ -76,9 +94,10 @@ class Transformer {
 
   // Tokens of z with the pose added: x [S, dim] f32.
   void embed(Context& ctx, View z, const Place& place, View x) const;
-  // One layer on x [S, dim] f32, in place; modulation [6, dim].
-  void run_layer(Context& ctx, const Layer& layer, View modulation, const Place& place,
-                 const KvPages& text, KvCache& cache, std::optional<ChunkPosition> commit,
+  // The layer's modulation at the pass's level, [6, dim].
+  View modulation(const Pass& pass, int64_t layer) const;
+  // One layer on x [S, dim] f32, in place.
+  void run_layer(Context& ctx, int64_t index, const Pass& pass, std::optional<ChunkPosition> commit,
                  View x) const;
 
   TransformerConfig config_;

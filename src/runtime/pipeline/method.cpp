@@ -1,0 +1,345 @@
+#include "pipeline/method.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+
+#include "base/error.h"
+#include "io/json.h"
+
+namespace longtake {
+namespace {
+
+constexpr int64_t kMostFrames = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMostSteps = 1000;
+constexpr double kMostNats = 1e6;
+constexpr double kMostBudget = 1e15;
+
+[[noreturn]] void usage(const std::string& message) {
+  throw Error(ErrorKind::kUsage, message);
+}
+
+// The fewest digits that read back as the same number.
+std::string shortest(double value) {
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, value).ptr};
+}
+
+template <typename T>
+T number(const std::string& text, T min, T max) {
+  T value{};
+  const char* end = text.data() + text.size();
+  const auto result = std::from_chars(text.data(), end, value);
+  if (result.ec != std::errc() || result.ptr != end || !(value >= min) || !(value <= max))
+    usage(str("expected a number in ", min, "..", max, ", found \"", printable(text), '"'));
+  return value;
+}
+
+template <typename T>
+using Names = std::initializer_list<std::pair<const char*, T>>;
+
+template <typename T>
+T choice(const std::string& text, Names<T> names) {
+  std::string expected;
+  for (const auto& [name, value] : names) {
+    if (text == name) return value;
+    expected += str(expected.empty() ? "" : " or ", name);
+  }
+  usage(str("expected ", expected, ", found \"", printable(text), '"'));
+}
+
+template <typename T>
+std::string name_in(T value, Names<T> names) {
+  for (const auto& [name, named] : names) {
+    if (value == named) return name;
+  }
+  return {};
+}
+
+const Names<std::string> kMemories = {
+    {"full", "full"}, {"window", "window"}, {"tempcache", "tempcache"}};
+const Names<AnnEngine> kEngines = {{"lsh", AnnEngine::kLsh}, {"quant", AnnEngine::kQuant}};
+const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
+const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
+const Names<GroupBias> kBiases = {{"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}};
+
+const std::pair<const char*, double> kUnits[] = {{"", 1},         {"B", 1},       {"kB", 1e3},
+                                                 {"MB", 1e6},     {"GB", 1e9},    {"KiB", 0x1p10},
+                                                 {"MiB", 0x1p20}, {"GiB", 0x1p30}};
+
+MemoryBudget parse_budget(const std::string& text) {
+  double amount = 0;
+  const char* end = text.data() + text.size();
+  const auto result = std::from_chars(text.data(), end, amount);
+  for (const auto& [unit, factor] : kUnits) {
+    if (result.ec == std::errc() && std::string(result.ptr, end) == unit && amount >= 1 &&
+        amount * factor <= kMostBudget)
+      return {amount * factor, *unit != '\0'};
+  }
+  usage(str("expected keys (4736) or bytes (64MiB), found \"", printable(text), '"'));
+}
+
+struct Row {
+  MethodOption option;
+  std::function<void(Method&, const std::string&)> set;
+  std::function<std::string(const Method&)> get;
+};
+
+// In the order in which a default may depend on what stands before it.
+const std::vector<Row>& rows() {
+  using Text = const std::string&;
+  constexpr const char* kMerging = "memory=tempcache";
+  static const std::vector<Row> table = {
+      {{"memory", "full | window | tempcache", "what is kept of the past", ""},
+       [](Method& m, Text v) { m.memory.memory = choice(v, kMemories); },
+       [](const Method& m) { return m.memory.memory; }},
+      {{"sink-frames", "NUMBER", "first frames, kept for ever", "memory=window | memory=tempcache"},
+       [](Method& m, Text v) { m.memory.sink_frames = number<int64_t>(v, 0, kMostFrames); },
+       [](const Method& m) { return std::to_string(m.memory.sink_frames); }},
+      {{"window-frames", "NUMBER", "frames of a window, the sink's included; 0: by the budget",
+        "memory=window"},
+       [](Method& m, Text v) { m.window_frames = number<int64_t>(v, 0, kMostFrames); },
+       [](const Method& m) { return std::to_string(m.window_frames); }},
+      {{"memory-budget", "KEYS | BYTES",
+        "most that is kept: keys per head and layer (4736), or "
+        "bytes in all (64MiB); 0: no limit",
+        "memory=window | memory=tempcache"},
+       [](Method& m, Text v) { m.budget = v == "0" ? MemoryBudget{} : parse_budget(v); },
+       [](const Method& m) { return shortest(m.budget.amount) + (m.budget.is_bytes ? "B" : ""); }},
+      {{"ann", "lsh | quant", "how like keys are found", kMerging},
+       [](Method& m, Text v) { m.memory.tempcache.ann = choice(v, kEngines); },
+       [](const Method& m) { return name_in(m.memory.tempcache.ann, kEngines); }},
+      {{"exact-frames", "NUMBER", "newest frames, which do not merge yet", kMerging},
+       [](Method& m, Text v) {
+         m.memory.tempcache.exact_frames = number<int64_t>(v, 0, kMostFrames);
+       },
+       [](const Method& m) { return std::to_string(m.memory.tempcache.exact_frames); }},
+      {{"merge-rule", "nats | paper", "keys are alike by the logit error expected, or by cosine",
+        kMerging},
+       [](Method& m, Text v) {
+         TempCacheOptions& merge = m.memory.tempcache;
+         merge.rule = choice(v, kRules);
+         merge.merge_threshold =
+             merge.rule == MergeRule::kPaper ? kPaperThreshold : TempCacheOptions{}.merge_threshold;
+       },
+       [](const Method& m) { return name_in(m.memory.tempcache.rule, kRules); }},
+      {{"merge-threshold", "NUMBER", "merge below so many nats, or above this cosine", kMerging},
+       [](Method& m, Text v) {
+         const bool paper = m.memory.tempcache.rule == MergeRule::kPaper;
+         m.memory.tempcache.merge_threshold = number<double>(v, 0, paper ? 1 : kMostNats);
+       },
+       [](const Method& m) { return shortest(m.memory.tempcache.merge_threshold); }},
+      {{"merge-key", "mean | newest", "the key that stands for merged ones", "merge-rule=nats"},
+       [](Method& m, Text v) { m.memory.tempcache.key = choice(v, kKeys); },
+       [](const Method& m) { return name_in(m.memory.tempcache.key, kKeys); }},
+      {{"merge-bias", "none | logcount", "what is added to its logit", "merge-rule=nats"},
+       [](Method& m, Text v) { m.memory.tempcache.bias = choice(v, kBiases); },
+       [](const Method& m) { return name_in(m.memory.tempcache.bias, kBiases); }},
+      {{"steps", "NUMBER", "sampling steps a chunk; 0: the model's own", ""},
+       [](Method& m, Text v) { m.num_steps = number<int64_t>(v, 0, kMostSteps); },
+       [](const Method& m) { return std::to_string(m.num_steps); }},
+  };
+  return table;
+}
+
+const Row& row(const std::string& key) {
+  std::string known;
+  for (const Row& row : rows()) {
+    if (key == row.option.key) return row;
+    known += str(known.empty() ? "" : ", ", row.option.key);
+  }
+  usage(str("method option: expected one of ", known, ", found \"", printable(key), '"'));
+}
+
+std::vector<std::string> split(const std::string& text, const std::string& by) {
+  std::vector<std::string> parts;
+  size_t begin = 0;
+  for (size_t end; (end = text.find(by, begin)) != std::string::npos; begin = end + by.size())
+    parts.push_back(text.substr(begin, end - begin));
+  parts.push_back(text.substr(begin));
+  return parts;
+}
+
+std::pair<std::string, std::string> key_and_value(const std::string& text) {
+  const size_t equals = text.find('=');
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+// Whether the option means something beside the others.
+bool matters(const MethodOption& option, const Method& method) {
+  if (*option.needs == '\0') return true;
+  for (const std::string& need : split(option.needs, " | ")) {
+    const auto [key, value] = key_and_value(need);
+    if (method.get(key) == value && matters(row(key).option, method)) return true;
+  }
+  return false;
+}
+
+struct Preset {
+  const char* name;
+  bool has_engines;  // NAME-lsh and NAME-quant choose the index
+  const char* settings;
+};
+
+constexpr Preset kPresets[] = {
+    {"dense", false, "memory=full"},
+    {"window", false, "memory=window"},
+    {"tempcache", true, "memory=tempcache"},
+};
+
+void apply_preset(const std::string& name, Method& method) {
+  for (const Preset& preset : kPresets) {
+    for (const std::string& engine : preset.has_engines
+                                         ? std::vector<std::string>{"", "lsh", "quant"}
+                                         : std::vector<std::string>{""}) {
+      if (name != str(preset.name, engine.empty() ? "" : "-", engine)) continue;
+      for (const std::string& setting : split(preset.settings, ":")) {
+        const auto [key, value] = key_and_value(setting);
+        method.set(key, value);
+      }
+      if (!engine.empty()) method.set("ann", engine);
+      return;
+    }
+  }
+  usage(str("method: expected ", method_names(), ", found \"", printable(name), '"'));
+}
+
+double bytes_per_page(const world::TransformerConfig& sizes, DType dtype) {
+  return static_cast<double>(sizes.num_heads * sizes.num_layers) *
+         static_cast<double>(page_bytes(dtype, sizes.head_dim));
+}
+
+// Frames that a budget grants a window.
+int64_t window_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
+                         DType dtype) {
+  const double per_frame = budget.is_bytes ? cache_bytes_per_frame(sizes, dtype)
+                                           : static_cast<double>(sizes.frame_tokens());
+  return static_cast<int64_t>(std::min(std::floor(budget.amount / per_frame), 1e7));
+}
+
+// Keys per head that a budget grants: bytes count whole pages.
+int64_t keys_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
+                       DType dtype) {
+  if (!budget.is_bytes) return static_cast<int64_t>(std::min(budget.amount, 1e12));
+  return static_cast<int64_t>(std::floor(budget.amount / bytes_per_page(sizes, dtype))) *
+         kPageTokens;
+}
+
+}  // namespace
+
+void Method::set(const std::string& key, const std::string& value) {
+  const Row& found = row(key);
+  try {
+    found.set(*this, value);
+  } catch (const Error& error) {
+    throw Error(error.kind(), str(key, ": ", error.what()));
+  }
+}
+
+std::string Method::get(const std::string& key) const {
+  return row(key).get(*this);
+}
+
+std::string Method::to_string() const {
+  std::string text;
+  for (const Row& row : rows()) {
+    if (!matters(row.option, *this)) continue;
+    text += str(text.empty() ? "" : ":", row.option.key, '=', row.get(*this));
+  }
+  return text;
+}
+
+std::span<const MethodOption> method_options() {
+  static const std::vector<MethodOption> options = [] {
+    std::vector<MethodOption> out;
+    for (const Row& row : rows()) out.push_back(row.option);
+    return out;
+  }();
+  return options;
+}
+
+std::string method_names() {
+  std::string names;
+  for (const Preset& preset : kPresets)
+    names +=
+        str(names.empty() ? "" : " | ", preset.name, preset.has_engines ? "[-lsh|-quant]" : "");
+  return names;
+}
+
+Method make_method(const std::string& preset, const MethodSettings& settings) {
+  Method method;
+  apply_preset(preset.empty() ? "dense" : preset, method);
+  for (const auto& [key, value] : settings) row(key);
+  for (const Row& known : rows()) {  // in the table's order, whatever order was typed
+    for (const auto& [key, value] : settings) {
+      if (key == known.option.key) method.set(key, value);
+    }
+  }
+  for (const auto& [key, value] : settings) {
+    const MethodOption& option = row(key).option;
+    if (matters(option, method)) continue;
+    std::string found;
+    for (const std::string& need : split(option.needs, " | ")) {
+      const std::string other = key_and_value(need).first;
+      const std::string now = str(other, '=', method.get(other));
+      if (found.find(now) == std::string::npos) found += str(found.empty() ? "" : ", ", now);
+    }
+    usage(str(key, ": expected ", option.needs, " beside it, found ", found));
+  }
+  if (method.budget.amount > 0 && method.window_frames > 0 && method.memory.memory == "window")
+    usage(str("memory-budget: expected no window-frames beside it, found ", method.window_frames));
+  return method;
+}
+
+Method parse_method(const std::string& text) {
+  std::string preset;
+  MethodSettings settings;
+  const std::vector<std::string> parts = split(text, ":");
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const bool named = parts[i].find('=') != std::string::npos;
+    if (i == 0 && !named)
+      preset = parts[i];
+    else if (i == 1 && !named && preset == "window")
+      settings.emplace_back("window-frames", parts[i]);
+    else if (named)
+      settings.push_back(key_and_value(parts[i]));
+    else
+      usage(str("method \"", printable(text), "\": expected key=value, found \"",
+                printable(parts[i]), '"'));
+  }
+  return make_method(preset, settings);
+}
+
+CacheOptions cache_options(const Method& method, const world::TransformerConfig& sizes, DType dtype,
+                           int64_t expected_frames) {
+  CacheOptions out = method.memory;
+  out.dtype = dtype;
+  out.num_heads = sizes.num_heads;
+  out.head_dim = sizes.head_dim;
+  out.tokens_per_frame = sizes.frame_tokens();
+  out.reserve_tokens = expected_frames * sizes.frame_tokens();
+  out.tempcache.time_pairs = sizes.rope_time_pairs;
+  out.tempcache.time_theta = sizes.rope_time_theta;
+  const bool limited = method.budget.amount > 0;
+  if (out.memory == "window") {
+    const int64_t frames = method.window_frames > 0 ? method.window_frames
+                           : limited                ? window_of_budget(method.budget, sizes, dtype)
+                                     : out.sink_frames + CacheOptions{}.window_frames;
+    out.window_frames = frames - out.sink_frames;
+    if (out.window_frames < 1)
+      usage(str(limited ? "memory-budget" : "window-frames", ": expected room for ",
+                out.sink_frames + 1, " frames (sink and one more), found ", frames));
+  }
+  if (limited) out.tempcache.budget_tokens = keys_of_budget(method.budget, sizes, dtype);
+  return out;
+}
+
+double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype) {
+  const int64_t pages = (sizes.frame_tokens() + kPageTokens - 1) / kPageTokens;
+  return static_cast<double>(pages) * bytes_per_page(sizes, dtype);
+}
+
+}  // namespace longtake

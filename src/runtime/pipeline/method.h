@@ -1,0 +1,69 @@
+// Method: everything that makes a rollout differ from dense attention over the whole history, as
+// one value with one spelling. Flags, saved sessions and comparisons all read the same table.
+//
+//   NAME[:N][:key=value]...     dense   window:37   tempcache-quant:merge-threshold=1
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kv/cache.h"
+#include "models/world/config.h"
+
+namespace longtake {
+
+// "4736" keys per head and layer, or "64MiB" in all; 0: none given.
+struct MemoryBudget {
+  double amount = 0;
+  bool is_bytes = false;
+};
+
+struct Method {
+  CacheOptions memory;        // the policy and its options; cache_options() fills in the rest
+  MemoryBudget budget;        // of a policy that has one
+  int64_t window_frames = 0;  // of `window`, the sink's included; 0: by the budget, or the default
+  int64_t num_steps = 0;      // sampling steps a chunk; 0: the model's own
+
+  // One option by its key, such as "merge-threshold". Both throw Error (kUsage).
+  void set(const std::string& key, const std::string& value);
+  std::string get(const std::string& key) const;
+
+  // The options that matter, as key=value separated by ':'; parse_method reads it back.
+  std::string to_string() const;
+};
+
+// A row of the table of options.
+struct MethodOption {
+  const char* key;
+  const char* values;  // "lsh | quant"
+  const char* help;
+  const char* needs;  // "memory=tempcache | ...": without one of these it means nothing; or ""
+};
+
+std::span<const MethodOption> method_options();
+
+// All spellings of presets, for messages: "dense | window[:N] | ...".
+std::string method_names();
+
+using MethodSettings = std::vector<std::pair<std::string, std::string>>;  // key, value
+
+// A preset by name ("": dense) with settings on top. Throws Error (kUsage) for an unknown name, key
+// or value, and for a setting that means nothing with the others.
+Method make_method(const std::string& preset, const MethodSettings& settings);
+
+// The spelling at the top of this file.
+Method parse_method(const std::string& text);
+
+// What a layer's cache is made from: the method's policy, its budget in keys or frames, the model's
+// sizes. The full history reserves memory for expected_frames. Throws Error (kUsage) for a budget
+// that is too small.
+CacheOptions cache_options(const Method& method, const world::TransformerConfig& sizes, DType dtype,
+                           int64_t expected_frames);
+
+// Bytes that one frame's keys and values take in all layers.
+double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype);
+
+}  // namespace longtake
