@@ -1,5 +1,6 @@
 #include "nn/attention.h"
 
+#include <chrono>
 #include <cmath>
 
 #include "ops/norm.h"
@@ -36,6 +37,15 @@ void attend_and_project(Context& ctx, const Attention& layer, View q, const KvVi
   linear(ctx, mixed.reshape({q.dim(0), layer.dim()}), *layer.o, Activation::kNone, out);
 }
 
+// The clean chunk's keys and values join the history; q is looked at if the cache wants it.
+void join_history(Context& ctx, View q, View k, View v, ChunkPosition position, Memory& memory) {
+  const auto start = std::chrono::steady_clock::now();
+  if (memory.cache->wants_queries()) memory.cache->observe_queries(ctx, q, position);
+  memory.cache->commit(ctx, k, v, position);
+  memory.commit_ms +=
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
 }  // namespace
 
 void Attention::list(WeightTable& table, const std::string& name, bool with_norms, DType compute) {
@@ -65,26 +75,24 @@ View Attention::values(Context& ctx, View h) const {
 }
 
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    KvCache& cache, std::optional<ChunkPosition> commit, View out,
+                    Memory& memory, std::optional<ChunkPosition> commit, View out,
                     const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, &rope);
   const View k = layer.keys(ctx, h, &rope);
   const View v = layer.values(ctx, h);
-  cache.set_current(ctx, k, v);
-  attend_and_project(ctx, layer, q, cache.view(), out, observer);
-  if (!commit) return;
-  if (cache.wants_queries()) cache.observe_queries(ctx, q, *commit);
-  cache.commit(ctx, k, v, *commit);
+  memory.cache->set_current(ctx, k, v);
+  attend_and_project(ctx, layer, q, memory.cache->view(), out, observer);
+  if (commit) join_history(ctx, q, k, v, *commit, memory);
 }
 
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 KvCache& cache, ChunkPosition position) {
+                 Memory& memory, ChunkPosition position) {
   const Workspace::Scope scope(ctx.workspace());
-  if (cache.wants_queries()) cache.observe_queries(ctx, layer.queries(ctx, h, &rope), position);
+  const View q = memory.cache->wants_queries() ? layer.queries(ctx, h, &rope) : View();
   const View k = layer.keys(ctx, h, &rope);
   const View v = layer.values(ctx, h);
-  cache.commit(ctx, k, v, position);
+  join_history(ctx, q, k, v, position, memory);
 }
 
 void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out,

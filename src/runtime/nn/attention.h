@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -52,15 +53,21 @@ struct AttentionRead {
 
 using AttentionObserver = std::function<void(const AttentionRead&)>;
 
+// What one layer remembers of a rollout.
+struct Memory {
+  std::unique_ptr<KvCache> cache;
+  double commit_ms = 0;  // spent on what joined the history, so far
+};
+
 // out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values
 // become the cache's current ones; with `commit` they join its history afterwards.
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    KvCache& cache, std::optional<ChunkPosition> commit, View out,
+                    Memory& memory, std::optional<ChunkPosition> commit, View out,
                     const AttentionObserver& observer = nullptr);
 
 // Only the keys and values of a clean chunk join the history: all that a last layer must do.
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 KvCache& cache, ChunkPosition position);
+                 Memory& memory, ChunkPosition position);
 
 // out = o(attend(q, pages)) over a fixed set of keys, without RoPE on the queries: the prompt's.
 void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out,

@@ -16,7 +16,7 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   for (const double t : noise_levels_) levels_.push_back(model.transformer.level(ctx, t));
   const CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   layers_.resize(static_cast<size_t>(sizes.num_layers));
-  for (world::LayerState& layer : layers_) layer.cache = make_cache(ctx, memory);
+  for (world::LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, memory);
   const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
   velocity_ = Tensor(ctx.device(), DType::kF32, latent);
   noise_ = Tensor(ctx.device(), DType::kF32, latent);
@@ -71,7 +71,7 @@ double Rollout::density() const {
   const double dense = own * static_cast<double>(frame_ + 1);
   double attended = 0;
   for (const world::LayerState& layer : layers_)
-    attended += own + static_cast<double>(layer.cache->total_entries()) /
+    attended += own + static_cast<double>(layer.memory.cache->total_entries()) /
                           static_cast<double>(sizes.num_heads);
   return attended / (dense * static_cast<double>(layers_.size()));
 }

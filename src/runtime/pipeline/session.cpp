@@ -78,8 +78,10 @@ void Session::remember(View rgb, CameraPosition camera) {
 void Session::finish_frame(CameraPosition camera) {
   camera_ = camera;
   ++next_frame_;
+  double commit_ms = -commit_ms_;
   for (const world::LayerState& layer : rollout_.layers()) {
-    const KvCache& cache = *layer.cache;
+    commit_ms += layer.memory.commit_ms;
+    const KvCache& cache = *layer.memory.cache;
     last_chunk_.cache_entries = std::max(last_chunk_.cache_entries, cache.entries());
     last_chunk_.cache_total_entries += cache.total_entries();
     last_chunk_.merged_keys += cache.merge_counts().merged;
@@ -87,6 +89,8 @@ void Session::finish_frame(CameraPosition camera) {
     last_chunk_.cache_bytes += cache.bytes();
     last_chunk_.cache_bytes_used += cache.bytes_used();
   }
+  last_chunk_.commit_ms = commit_ms;
+  commit_ms_ += commit_ms;
   last_chunk_.peak_rss_bytes = peak_rss_bytes();
 }
 
@@ -107,7 +111,7 @@ void Session::save(const std::string& path, const SessionNotes& notes) const {
   std::vector<NamedView> tensors;
   for (const world::LayerState& layer : rollout_.layers()) {
     std::ostringstream out;
-    layer.cache->save(out);
+    layer.memory.cache->save(out);
     bytes.push_back(std::move(out).str());
   }
   for (size_t n = 0; n < bytes.size(); ++n)
@@ -139,7 +143,7 @@ void Session::load(const std::string& path) {
                   str(path, ": ", cache_tensor_name(n), ": expected a u8 tensor, found ",
                       info ? name_of(info->dtype) : "none"));
     ViewStream in(file.view(*info));
-    layers[n].cache->load(in);
+    layers[n].memory.cache->load(in);
   }
   next_frame_ = saved.next_frame;
   camera_ = saved.camera;

@@ -29,6 +29,9 @@ class Session {
 
   int64_t next_frame() const { return next_frame_; }
 
+  // The latest frame's clean latent, [C, h, w] f32.
+  View latent() const { return latent_; }
+
   // Of the latest frame; nullopt before the first.
   std::optional<CameraPosition> camera() const { return camera_; }
 
@@ -58,6 +61,7 @@ class Session {
   int64_t next_frame_ = 0;
   std::optional<CameraPosition> camera_;
   ChunkStats last_chunk_;
+  double commit_ms_ = 0;  // of all layers so far
 };
 
 // The head of a state file; its history stays unread.

@@ -22,6 +22,7 @@ std::string RunStats::to_json() const {
                     {"frames", c.num_frames},
                     {"denoise_ms", c.denoise_ms},
                     {"clean_ms", c.clean_ms},
+                    {"commit_ms", c.commit_ms},
                     {"decode_ms", c.decode_ms},
                     {"write_ms", c.write_ms},
                     {"density", c.density},

@@ -14,6 +14,7 @@ struct ChunkStats {
   int64_t num_frames = 1;
   double denoise_ms = 0;  // all sampling steps
   double clean_ms = 0;    // the pass whose keys and values join the history
+  double commit_ms = 0;   // part of it: matching, merging and storing what joins the history
   double decode_ms = 0;   // latents to pixels
   double write_ms = 0;    // handing frames to the writer, waiting for it included
   // Query-key pairs of self attention over those of dense attention over the whole history.

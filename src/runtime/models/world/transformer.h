@@ -37,7 +37,7 @@ struct Place {
 // What one layer carries through a rollout.
 struct LayerState {
   KvPages text;  // the prompt's keys and values for cross attention
-  std::unique_ptr<KvCache> cache;
+  Memory memory;
 };
 
 // Watches a pass; for tests, metrics and calibration. Views are valid during the call.
