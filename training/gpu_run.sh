@@ -30,6 +30,10 @@ smoke)
   ;;
 start)
   shift
+  if kill -0 "$(cat "$run/pid" 2>/dev/null)" 2>/dev/null; then
+    echo "start: expected no training under way, found process group $(cat "$run/pid")"
+    exit 1
+  fi
   # setsid: a process group of its own, whose number is the process id, so that `stop` ends it and nothing else.
   setsid nohup python3 training/train.py --out "$run" "$@" >"$run/stdout.log" 2>&1 </dev/null &
   echo $! >"$run/pid"
