@@ -112,6 +112,40 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--decoder", ignored, "")->group("")->check(one_of({"vae"}, {"taehv"}));
 }
 
+void add_compare(CLI::App& app, CompareFlags& flags) {
+  app.add_option("--model", flags.model, "model folder (default: the embedded world model)");
+  app.add_option("--methods", flags.methods,
+                 "separated by commas: " + method_names() +
+                     ", each with :key=value for options of generate (default: " + flags.methods +
+                     "); dense is always there");
+  app.add_option("--prompts", flags.prompts,
+                 "file of scenarios, \"PROMPT\" or \"ACTIONS | PROMPT\"");
+  app.add_option("--maps", flags.maps,
+                 "instead: so many maps of the world, whose truth is known (default: 2)")
+      ->check(integer_in(1, 10'000));
+  app.add_option("--first-map", flags.first_map, "seed of the first map (default: 600000)")
+      ->check(number_in<uint64_t>(0, std::numeric_limits<uint64_t>::max() >> 1, "an integer"));
+  app.add_option(
+         "--route", flags.route,
+         "exact | off-phase | steady: how the camera comes back over a map (default: exact)")
+      ->check(one_of({"exact", "off-phase", "steady"}, {}));
+  app.add_option("--frames", flags.frames, "of every scenario (default: 160)")
+      ->check(integer_in(1, kMostFrames));
+  app.add_option("--mode", flags.mode, "lockstep | free | both (default: both)")
+      ->check(one_of({"lockstep", "free", "both"}, {}));
+  app.add_option("--probe-every", flags.probe_every,
+                 "frames between lock-step probes (default: 16)")
+      ->check(integer_in(1, kMostFrames));
+  app.add_option("--out", flags.out,
+                 "folder for report.html, report.json and videos; must be given");
+  app.add_option("--device", flags.device, "cpu");
+  app.add_option("--threads", flags.threads, "CPU threads (default: all)")
+      ->check(integer_in(1, 1024));
+  app.add_option("--dtype", flags.dtype, "f32 | bf16 (default: bf16 where the CPU multiplies it)")
+      ->check(one_of({"f32", "bf16"}, {"fp8", "int8"}));
+  app.add_flag("--quiet", flags.quiet, "the table only");
+}
+
 // The first word must be a command; CLI11 would only say that one is missing.
 void expect_command(const CLI::App& app, int argc, const char* const* argv) {
   const std::string word = argc > 1 ? argv[1] : "";
@@ -121,7 +155,7 @@ void expect_command(const CLI::App& app, int argc, const char* const* argv) {
   });
   if (known || word.rfind('-', 0) == 0) return;
   throw Error(ErrorKind::kUsage,
-              str("command: expected generate or inspect (see longtake --help), found ",
+              str("command: expected generate, compare or inspect (see longtake --help), found ",
                   word.empty() ? "none" : '"' + word + '"'));
 }
 
@@ -140,16 +174,20 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   app.set_version_flag("--version", std::string("longtake ") + LONGTAKE_VERSION);
   app.require_subcommand(1);
   GenerateFlags generate;
+  CompareFlags compare;
   InspectFlags inspect;
   std::string ignored;
   CLI::App* generate_app = app.add_subcommand("generate", "a prompt and actions become a video");
   add_generate(*generate_app, generate, ignored);
+  CLI::App* compare_app = app.add_subcommand(
+      "compare", "several methods play the same scenarios: speed, memory, and the error of both");
+  add_compare(*compare_app, compare);
   CLI::App* inspect_app =
       app.add_subcommand("inspect", "what is inside a model, a checkpoint or a saved state");
   inspect_app->add_option("path", inspect.path, "model folder, .safetensors file or state")
       ->required();
   std::vector<CLI::App*> later;
-  for (const char* name : {"compare", "bench", "serve"})
+  for (const char* name : {"bench", "serve"})
     later.push_back(app.add_subcommand(name, "in a later version")->allow_extras()->group(""));
 
   expect_command(app, argc, argv);
@@ -157,6 +195,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     std::cout << (generate_app->parsed()  ? generate_app
+                  : compare_app->parsed() ? compare_app
                   : inspect_app->parsed() ? inspect_app
                                           : &app)
                      ->help();
@@ -170,11 +209,12 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   for (const CLI::App* command : later) {
     if (command->parsed())
       throw Error(ErrorKind::kUsage,
-                  str("command: expected generate or inspect in this version, found ",
+                  str("command: expected generate, compare or inspect in this version, found ",
                       command->get_name()));
   }
   CommandLine line;
   if (generate_app->parsed()) line.generate = std::move(generate);
+  if (compare_app->parsed()) line.compare = std::move(compare);
   if (inspect_app->parsed()) line.inspect = std::move(inspect);
   return line;
 }

@@ -28,6 +28,25 @@ struct GenerateFlags {
   bool quiet = false;
 };
 
+inline constexpr int64_t kDefaultMaps = 2;
+
+struct CompareFlags {
+  std::string model;  // empty: the embedded model
+  std::string prompts;
+  std::optional<int64_t> maps;
+  uint64_t first_map = 600'000;  // training and evaluation use others
+  std::string route = "exact";
+  int64_t frames = 160;
+  std::string methods = "dense,window:14,tempcache-lsh,tempcache-quant";
+  std::string mode = "both";
+  int64_t probe_every = 16;
+  std::string out;
+  std::string device = "cpu";
+  int64_t threads = 0;
+  std::string dtype;
+  bool quiet = false;
+};
+
 struct InspectFlags {
   std::string path;
 };
@@ -35,6 +54,7 @@ struct InspectFlags {
 // Exactly one command is set; none when the text asked for (--help, --version) is printed already.
 struct CommandLine {
   std::optional<GenerateFlags> generate;
+  std::optional<CompareFlags> compare;
   std::optional<InspectFlags> inspect;
 };
 

@@ -30,6 +30,7 @@
 #include "pipeline/session.h"
 #include "pipeline/walk.h"
 #include "progress.h"
+#include "setup.h"
 #include "signals.h"
 
 namespace longtake::cli {
@@ -49,42 +50,6 @@ double ms_since(Clock::time_point start) {
 
 [[noreturn]] void usage(const std::string& message) {
   throw Error(ErrorKind::kUsage, message);
-}
-
-std::string read_small_file(const std::string& path, size_t max_bytes) {
-  const MappedFile file(path);
-  if (file.bytes().size() > max_bytes)
-    throw Error(ErrorKind::kInput,
-                str(path, ": expected at most ", max_bytes, " bytes, found ", file.bytes().size()));
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
-// models/world beside an installed binary, or in a folder above one that was built in its tree.
-std::string find_embedded_model() {
-  std::error_code error;
-  const fs::path binary = fs::read_symlink("/proc/self/exe", error);
-  std::vector<fs::path> places = {binary.parent_path() / "../share/longtake/models/world"};
-  for (fs::path folder = binary.parent_path(); folder.has_relative_path();
-       folder = folder.parent_path())
-    places.push_back(folder / "models/world");
-  places.emplace_back("models/world");
-  for (const fs::path& place : places) {
-    if (fs::exists(place / world::kConfigFile, error)) return place.lexically_normal().string();
-  }
-  usage(
-      "--model: expected a model folder (the embedded one is not beside this binary), found none");
-}
-
-DType choose_dtype(const std::string& flag) {
-  if (flag == "f32") return DType::kF32;
-  if (flag == "bf16" && !bf16_products_supported())
-    usage("--dtype: expected f32 (this CPU has no bf16 products), found bf16");
-  return bf16_products_supported() ? DType::kBF16 : DType::kF32;
-}
-
-Device choose_device(const std::string& flag) {
-  if (flag != "cpu") usage(str("--device: expected cpu in this version, found \"", flag, '"'));
-  return {};
 }
 
 // A file to be written at the end is opened at the start: nobody waits an hour for "permission

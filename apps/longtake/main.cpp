@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "command_line.h"
+#include "compare.h"
 #include "generate.h"
 #include "inspect.h"
 
@@ -55,6 +56,7 @@ int main(int argc, char** argv) {
     log_to_stderr();
     const auto line = longtake::cli::parse_command_line(argc, argv);
     if (line.generate) return longtake::cli::generate(*line.generate);
+    if (line.compare) return longtake::cli::compare(*line.compare);
     if (line.inspect) longtake::cli::inspect(*line.inspect);
     return 0;
   } catch (const longtake::Error& error) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <istream>
+#include <numeric>
 #include <ostream>
 
 #include "base/error.h"
@@ -126,6 +127,12 @@ void KvCache::reset() {
 
 int64_t KvCache::num_history_pages(int64_t head) const {
   return static_cast<int64_t>(pages_[static_cast<size_t>(head)].size()) - num_current_;
+}
+
+std::vector<int32_t> KvCache::members(int64_t /*head*/, int64_t num_committed) const {
+  std::vector<int32_t> out(static_cast<size_t>(num_committed));
+  std::iota(out.begin(), out.end(), 0);
+  return out;
 }
 
 int64_t KvCache::entries() const {

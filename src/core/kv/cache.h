@@ -75,6 +75,13 @@ class KvCache {
 
   virtual MergeCounts merge_counts() const { return {}; }
 
+  // For measurements: which entry of the head's history (slots in list order) stands for each of
+  // the num_committed keys so far, in the order of their commits; -1: none does. A policy that
+  // merges knows it only if trace_members was called while it was empty.
+  virtual void trace_members() {}
+
+  virtual std::vector<int32_t> members(int64_t head, int64_t num_committed) const;
+
   size_t bytes() const { return store_.bytes(); }  // reserved
 
   size_t bytes_used() const;  // pages of the history

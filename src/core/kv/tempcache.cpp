@@ -22,6 +22,7 @@
 #include <deque>
 #include <istream>
 #include <memory>
+#include <numeric>
 #include <ostream>
 #include <tuple>
 #include <vector>
@@ -44,6 +45,8 @@ struct Head {
   KeyMetric metric;
   std::unique_ptr<AnnIndex> index;
   std::vector<float> mapped;  // [groups, D]: keys as the metric sees them
+  // Of every group, which committed keys are its members; kept only while they are traced.
+  std::vector<std::vector<int32_t>> members;
 };
 
 // A key of the frame and a group that it could join.
@@ -84,6 +87,7 @@ class TempCache final : public KvCache {
       heads_.push_back({KeyGroups(options.head_dim, merge_.key),
                         KeyMetric(options.head_dim, merge_.rule),
                         make_ann_index(merge_.ann, options.head_dim, merge_.seed),
+                        {},
                         {}});
     // Under a budget nothing grows later: sink and exact frames, one frame more before its keys
     // have merged and the chunk in work; all groups, and room for a frame that merges with none.
@@ -144,6 +148,7 @@ class TempCache final : public KvCache {
       head.metric.clear();
       head.index->clear();
       head.mapped.clear();
+      head.members.clear();
     }
     exact_.clear();
     num_sink_ = num_retired_ = 0;
@@ -151,6 +156,27 @@ class TempCache final : public KvCache {
   }
 
   MergeCounts merge_counts() const override { return counts_; }
+
+  void trace_members() override {
+    LONGTAKE_CHECK(num_sink_ + num_retired_ + static_cast<int64_t>(exact_.size()) == 0);
+    tracing_ = true;
+  }
+
+  std::vector<int32_t> members(int64_t head, int64_t num_committed) const override {
+    LONGTAKE_CHECK(tracing_);
+    const int64_t tokens = options_.tokens_per_frame;
+    std::vector<int32_t> out(static_cast<size_t>(num_committed), -1);
+    const Head& own = heads_[static_cast<size_t>(head)];
+    const int64_t sink = num_sink_ * tokens;
+    std::iota(out.begin(), out.begin() + sink, 0);
+    for (size_t group = 0; group < own.members.size(); ++group) {
+      for (const int32_t key : own.members[group])
+        out[static_cast<size_t>(key)] = static_cast<int32_t>(sink) + static_cast<int32_t>(group);
+    }
+    const auto exact = static_cast<int64_t>(exact_.size()) * tokens;
+    std::iota(out.end() - exact, out.end(), static_cast<int32_t>(sink + own.groups.size()));
+    return out;
+  }
 
  protected:
   std::vector<int64_t> policy_state() const override {
@@ -333,6 +359,7 @@ class TempCache final : public KvCache {
       head.metric.map(head.groups.key(group), own);
       head.index->set(group, own);
       show(head.groups, group, now, shown);
+      if (tracing_) head.members[static_cast<size_t>(group)].push_back(number(t));
       ++counts.merged;
     }
     counts.evicted = make_room(head, tokens - counts.merged, shown);
@@ -340,6 +367,7 @@ class TempCache final : public KvCache {
       if (joins[static_cast<size_t>(t)] >= 0) continue;
       const int64_t group = head.groups.size();
       head.groups.add(keys + t * dim, values + t * dim, 1, frame);
+      if (tracing_) head.members.push_back({number(t)});
       head.mapped.insert(head.mapped.end(), mapped + t * dim, mapped + (t + 1) * dim);
       head.index->set(group, mapped + t * dim);
       // A group of one shows the very bits of its key.
@@ -380,6 +408,10 @@ class TempCache final : public KvCache {
     for (const int64_t group : head.groups.stalest(over)) {
       const int64_t last = head.groups.size() - 1;
       head.groups.remove(group);
+      if (tracing_) {
+        head.members[static_cast<size_t>(group)].swap(head.members.back());
+        head.members.pop_back();
+      }
       head.index->remove(group);
       std::copy_n(head.mapped.end() - options_.head_dim, options_.head_dim,
                   head.mapped.begin() + group * options_.head_dim);
@@ -388,6 +420,11 @@ class TempCache final : public KvCache {
                       options_.head_dim, group % kPageTokens);
     }
     return over;
+  }
+
+  // Of token t of the frame that retires now, among all committed keys.
+  int32_t number(int64_t t) const {
+    return static_cast<int32_t>((num_sink_ + num_retired_) * options_.tokens_per_frame + t);
   }
 
   // Writes what attention sees of a group; `now` turns to its newest member's frame.
@@ -421,6 +458,7 @@ class TempCache final : public KvCache {
   int64_t num_sink_ = 0;       // frames held for ever so far
   int64_t num_retired_ = 0;    // frames that have joined the groups
   MergeCounts counts_;
+  bool tracing_ = false;
 };
 
 }  // namespace

@@ -38,6 +38,18 @@ class WindowCache final : public KvCache {
     }
   }
 
+  std::vector<int32_t> members(int64_t /*head*/, int64_t num_committed) const override {
+    const int64_t tokens = options_.tokens_per_frame;
+    const int64_t sink = std::min(num_committed, options_.sink_frames * tokens);
+    const int64_t forgotten = num_committed - num_frames() * tokens;
+    std::vector<int32_t> out(static_cast<size_t>(num_committed), -1);
+    for (int64_t i = 0; i < num_committed; ++i) {
+      if (i < sink || i >= sink + forgotten)
+        out[static_cast<size_t>(i)] = static_cast<int32_t>(i < sink ? i : i - forgotten);
+    }
+    return out;
+  }
+
  protected:
   // The pages say it all, if there are not too many of them.
   bool set_policy_state(const std::vector<int64_t>& state) override {

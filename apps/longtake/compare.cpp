@@ -1,0 +1,110 @@
+#include "compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <vector>
+
+#include "base/error.h"
+#include "device/context.h"
+#include "models/world/model.h"
+#include "pipeline/comparison.h"
+#include "pipeline/method.h"
+#include "pipeline/scenario.h"
+#include "report.h"
+#include "setup.h"
+#include "signals.h"
+
+namespace longtake::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+[[noreturn]] void usage(const std::string& message) {
+  throw Error(ErrorKind::kUsage, message);
+}
+
+// "a,b,c"; dense comes first, asked for or not: it is what the others are held against.
+std::vector<NamedMethod> parse_methods(const std::string& list) {
+  std::vector<NamedMethod> methods = {{"dense", parse_method("dense")}};
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    const std::string name = list.substr(begin, end - begin);
+    begin = end + 1;
+    const bool known = std::any_of(methods.begin(), methods.end(),
+                                   [&](const NamedMethod& other) { return other.name == name; });
+    if (known) continue;
+    try {
+      methods.push_back({name, parse_method(name)});
+    } catch (const Error& error) {
+      usage(str("--methods: \"", name, "\": ", error.what()));
+    }
+  }
+  return methods;
+}
+
+std::vector<Scenario> choose_scenarios(const CompareFlags& flags, const world::Config& config) {
+  if (!flags.prompts.empty()) {
+    if (flags.maps) usage("--maps: expected no --prompts beside it, found both");
+    return read_scenarios(flags.prompts, config.transformer, flags.frames);
+  }
+  const Route route = flags.route == "exact"       ? Route::kExact
+                      : flags.route == "off-phase" ? Route::kOffPhase
+                                                   : Route::kSteady;
+  if (flags.frames <= kPrimedFrames)
+    usage(str("--frames: expected more than the ", kPrimedFrames, " given ones, found ",
+              flags.frames));
+  return map_scenarios(flags.first_map, flags.maps.value_or(kDefaultMaps), route, flags.frames);
+}
+
+void write_text(const fs::path& path, const std::string& text) {
+  std::ofstream out(path, std::ios::trunc | std::ios::binary);
+  out << text;
+  out.close();
+  if (!out) throw Error(str("--out: expected to write ", path.string(), ", found a failing file"));
+}
+
+}  // namespace
+
+int compare(const CompareFlags& flags) {
+  catch_stop_signals();
+  const Device device = choose_device(flags.device);
+  const DType dtype = choose_dtype(flags.dtype);
+  const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
+  const world::Config config = world::read_config(folder);
+  if (flags.out.empty()) usage("--out: expected a folder for the report, found none");
+  const std::vector<NamedMethod> methods = parse_methods(flags.methods);
+  for (const NamedMethod& named : methods)
+    cache_options(named.method, config.transformer, dtype, 0);  // contradictions show now
+  const std::vector<Scenario> scenarios = choose_scenarios(flags, config);
+  std::error_code error;
+  fs::create_directories(flags.out, error);
+  if (error) usage(str("--out: expected a folder to write, found ", flags.out));
+
+  Context ctx(device, static_cast<int>(flags.threads));
+  const world::Model model = world::load_model(ctx, folder, dtype);
+  ComparisonOptions options;
+  options.lockstep = flags.mode != "free";
+  options.free_running = flags.mode != "lockstep";
+  options.video_folder = flags.out;
+  options.probe_every = flags.probe_every;
+  const auto progress = [&](const std::string& what) {
+    if (!flags.quiet) fmt::print(stderr, "{}\n", what);
+  };
+  const ComparisonResult result = longtake::compare(
+      ctx, model, scenarios, methods, options, [] { return stop_signal() != 0; }, progress);
+  const fs::path out = flags.out;
+  write_text(out / "report.json", to_json(result));
+  write_text(out / "report.html", to_html(result, flags.out));
+  fmt::print("{}", to_table(result));
+  if (!flags.quiet) fmt::print(stderr, "report: {}\n", (out / "report.html").string());
+  if (stop_signal() != 0)
+    throw Error(str(stop_signal() == SIGINT ? "SIGINT" : "SIGTERM", ": expected ", scenarios.size(),
+                    " scenarios, found a request to stop; what was finished is in ", flags.out));
+  return 0;
+}
+
+}  // namespace longtake::cli

@@ -1,0 +1,400 @@
+#include "report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "base/error.h"
+#include "io/mapped_file.h"
+
+namespace longtake::cli {
+namespace {
+
+std::string figure(double value, int digits) {
+  return std::isfinite(value) ? fmt::format("{:.{}f}", value, digits) : "-";
+}
+
+std::string percent(double value) {
+  return std::isfinite(value) ? fmt::format("{:.1f}", 100 * value) : "-";
+}
+
+// Mean over layers and probes.
+AttentionScore over_layers(const MethodResult& row) {
+  AttentionScore sum;
+  for (const AttentionScore& layer : row.layers) sum.add(layer);
+  if (sum.count > 0) return sum.mean();
+  constexpr double kUnknown = NAN;
+  return {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, 0};
+}
+
+struct Column {
+  const char* head;
+  const char* unit;
+  std::string (*cell)(const MethodResult& row, const MethodResult& dense);
+};
+
+const std::vector<Column>& columns() {
+  using Row = const MethodResult&;
+  static const std::vector<Column> all = {
+      {"method", "", [](Row r, Row) { return r.name; }},
+      {"lock step", "dB", [](Row r, Row) { return figure(r.lockstep_psnr.value(), 1); }},
+      {"rel. L2", "", [](Row r, Row) { return figure(r.lockstep_l2.value(), 4); }},
+      {"recall", "%", [](Row r, Row) { return percent(over_layers(r).recall); }},
+      {"oracle", "%", [](Row r, Row) { return percent(over_layers(r).oracle); }},
+      {"overlap", "%", [](Row r, Row) { return percent(over_layers(r).overlap); }},
+      {"density", "%", [](Row r, Row) { return percent(r.density.value()); }},
+      {"free 64", "dB", [](Row r, Row) { return figure(r.early_psnr.value(), 1); }},
+      {"free", "dB", [](Row r, Row) { return figure(r.psnr.value(), 1); }},
+      {"SSIM", "", [](Row r, Row) { return figure(r.ssim.value(), 3); }},
+      {"seen land", "dB", [](Row r, Row) { return figure(r.seen_psnr.value(), 1); }},
+      {"return", "dB", [](Row r, Row) { return figure(r.return_psnr.value(), 1); }},
+      {"sharp", "", [](Row r, Row) { return figure(r.sharpness.value(), 2); }},
+      {"ms/chunk", "", [](Row r, Row) { return figure(r.chunk_ms, 1); }},
+      {"denoise", "ms", [](Row r, Row) { return figure(r.denoise_ms, 1); }},
+      {"commit", "ms", [](Row r, Row) { return figure(r.commit_ms, 1); }},
+      {"speed-up", "", [](Row r, Row d) { return str("x", figure(d.chunk_ms / r.chunk_ms, 2)); }},
+      {"cache", "MiB", [](Row r, Row) { return figure(r.cache_bytes.value() / 0x1p20, 1); }},
+  };
+  return all;
+}
+
+using nlohmann::ordered_json;
+
+ordered_json number(double value) {
+  return std::isfinite(value) ? ordered_json(value) : ordered_json();
+}
+
+ordered_json series_json(const std::vector<Mean>& series) {
+  ordered_json out = ordered_json::array();
+  for (const Mean& mean : series) out.push_back(number(mean.value()));
+  return out;
+}
+
+ordered_json score_json(const AttentionScore& score) {
+  return {{"recall", number(score.recall)},
+          {"oracle_recall", number(score.oracle)},
+          {"overlap", number(score.overlap)},
+          {"output_error", number(score.error)},
+          {"density", number(score.density)}};
+}
+
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '&')
+      out += "&amp;";
+    else if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '"')
+      out += "&quot;";
+    else
+      out += c;
+  }
+  return out;
+}
+
+std::string base64(std::span<const std::byte> bytes) {
+  constexpr const char* kDigits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out;
+  for (size_t i = 0; i < bytes.size(); i += 3) {
+    const size_t have = std::min<size_t>(3, bytes.size() - i);
+    uint32_t word = 0;
+    for (size_t k = 0; k < 3; ++k)
+      word = word << 8 | (k < have ? static_cast<uint32_t>(bytes[i + k]) : 0U);
+    for (size_t k = 0; k < 4; ++k) out += k <= have ? kDigits[word >> (18 - 6 * k) & 63U] : '=';
+  }
+  return out;
+}
+
+struct Curve {
+  std::string name;
+  std::vector<std::pair<double, double>> points;
+  size_t colour;  // of the palette in the page's style
+  bool dots = false;
+};
+
+// A round step for about four ticks over `range`.
+double tick_step(double range) {
+  const double raw = range / 4;
+  const double power = std::pow(10, std::floor(std::log10(raw)));
+  for (const double factor : {1.0, 2.0, 5.0, 10.0}) {
+    if (factor * power >= raw) return factor * power;
+  }
+  return 10 * power;
+}
+
+std::string plot(const std::string& title, const std::string& x_label, const std::string& y_label,
+                 const std::vector<Curve>& curves, bool from_zero) {
+  constexpr double kWidth = 520, kHeight = 280, kLeft = 56, kRight = 12, kTop = 12, kBottom = 42;
+  double x0 = INFINITY, x1 = -INFINITY, y0 = from_zero ? 0 : INFINITY, y1 = -INFINITY;
+  for (const Curve& curve : curves) {
+    for (const auto& [x, y] : curve.points) {
+      x0 = std::min(x0, x);
+      x1 = std::max(x1, x);
+      y0 = std::min(y0, y);
+      y1 = std::max(y1, y);
+    }
+  }
+  if (!(x1 >= x0)) return {};
+  if (x1 == x0) x1 = x0 + 1;
+  if (y1 == y0) y1 = y0 + 1;
+  const double y_step = tick_step(y1 - y0), x_step = tick_step(x1 - x0);
+  y0 = std::floor(y0 / y_step) * y_step;
+  y1 = std::ceil(y1 / y_step) * y_step;
+  const auto px = [&](double x) {
+    return kLeft + (x - x0) / (x1 - x0) * (kWidth - kLeft - kRight);
+  };
+  const auto py = [&](double y) {
+    return kHeight - kBottom - (y - y0) / (y1 - y0) * (kHeight - kTop - kBottom);
+  };
+  std::string svg = fmt::format(
+      "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {} {}\" role=\"img\" "
+      "aria-label=\"{}\">",
+      escaped(title), kWidth, kHeight, escaped(title));
+  for (double y = y0; y <= y1 + y_step / 2; y += y_step)
+    svg += fmt::format(
+        "<line class=\"grid\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>"
+        "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{:g}</text>",
+        kLeft, kWidth - kRight, py(y), py(y), kLeft - 6, py(y) + 4,
+        std::round(y / y_step) * y_step);
+  for (double x = std::ceil(x0 / x_step) * x_step; x <= x1; x += x_step)
+    svg += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{:g}</text>", px(x),
+                       kHeight - kBottom + 16, x);
+  svg += fmt::format(
+      "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>"
+      "<text transform=\"translate(12 {:.1f}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
+      (kLeft + kWidth - kRight) / 2, kHeight - 6, escaped(x_label), (kTop + kHeight - kBottom) / 2,
+      escaped(y_label));
+  for (const Curve& curve : curves) {
+    std::string path;
+    for (const auto& [x, y] : curve.points) {
+      path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", px(x), py(y));
+      if (curve.dots)
+        svg += fmt::format(
+            "<circle class=\"c{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\"><title>{}: "
+            "{:.3g}, {:.3g}</title></circle>",
+            curve.colour, px(x), py(y), escaped(curve.name), x, y);
+    }
+    if (!curve.dots)
+      svg += fmt::format("<path class=\"c{}\" d=\"{}\"><title>{}</title></path>", curve.colour,
+                         path, escaped(curve.name));
+  }
+  return svg + "</svg></figure>\n";
+}
+
+// Means of `width` frames in a row, so that a curve shows its course and not its noise.
+std::vector<std::pair<double, double>> smoothed(const std::vector<Mean>& series, double scale,
+                                                size_t width) {
+  std::vector<std::pair<double, double>> points;
+  for (size_t begin = 0; begin < series.size(); begin += width) {
+    Mean mean;
+    for (size_t i = begin; i < std::min(series.size(), begin + width); ++i) {
+      if (series[i].count() > 0) mean.add(series[i].value());
+    }
+    if (mean.count() > 0)
+      points.emplace_back(static_cast<double>(begin) + static_cast<double>(width) / 2,
+                          scale * mean.value());
+  }
+  return points;
+}
+
+constexpr size_t kColours = 10;
+
+constexpr const char* kStyle = R"(<style>
+:root{--bg:#fbfaf7;--fg:#1c1b19;--dim:#6d6a63;--rule:#dcd8cf;
+--c0:#1c1b19;--c1:#c2410c;--c2:#0369a1;--c3:#15803d;--c4:#7e22ce;--c5:#b45309;--c6:#0f766e;--c7:#be185d;--c8:#4d7c0f;--c9:#4338ca}
+@media(prefers-color-scheme:dark){:root{--bg:#161513;--fg:#ece9e2;--dim:#9b978d;--rule:#38352f;
+--c0:#ece9e2;--c1:#fb923c;--c2:#38bdf8;--c3:#4ade80;--c4:#c084fc;--c5:#fbbf24;--c6:#2dd4bf;--c7:#f472b6;--c8:#a3e635;--c9:#818cf8}}
+body{margin:0 auto;max-width:1180px;padding:2rem 1.2rem 4rem;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
+h1{font-size:1.7rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}p,.dim{color:var(--dim);max-width:46rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
+th,td{padding:.32rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th{font-weight:600;vertical-align:bottom}th small{display:block;font-weight:400;color:var(--dim)}
+th:first-child,td:first-child{text-align:left}
+.grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1.4rem}
+figure{margin:0}figcaption{font-weight:600;font-size:13px;margin-bottom:.2rem}svg{width:100%;height:auto}
+svg text{font-size:11px;fill:var(--dim)}.grid{stroke:var(--rule)}path{fill:none;stroke-width:1.8}
+.videos{display:grid;grid-template-columns:repeat(auto-fill,minmax(256px,1fr));gap:.9rem}
+video{width:100%;display:block;image-rendering:pixelated;border-radius:3px}
+.key{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:13px;margin:.4rem 0 1rem}.key i{display:inline-block;width:1.1em;height:3px;margin-right:.4em;vertical-align:middle}
+.bar{display:flex;gap:.8rem;align-items:center;margin:.6rem 0}.bar input{flex:1}button{font:inherit;padding:.2rem .9rem}
+code{font-size:12px;overflow-wrap:anywhere}
+)";
+
+constexpr const char* kScript = R"(<script>
+const videos=[...document.querySelectorAll('video')],play=document.getElementById('play'),seek=document.getElementById('seek');
+if(play){play.onclick=()=>{const run=videos[0].paused;play.textContent=run?'pause':'play';videos.forEach(v=>{v.currentTime=videos[0].currentTime;run?v.play():v.pause()})};
+seek.oninput=()=>videos.forEach(v=>v.currentTime=seek.value*v.duration);
+videos[0].ontimeupdate=()=>{seek.value=videos[0].currentTime/videos[0].duration};
+videos[0].onended=()=>{play.textContent='play'}}
+</script>)";
+
+}  // namespace
+
+std::string to_table(const ComparisonResult& result) {
+  std::vector<std::vector<std::string>> cells = {{}, {}};
+  for (const Column& column : columns()) {
+    cells[0].emplace_back(column.head);
+    cells[1].emplace_back(column.unit);
+  }
+  for (const MethodResult& row : result.methods) {
+    cells.emplace_back();
+    for (const Column& column : columns())
+      cells.back().push_back(column.cell(row, result.methods.front()));
+  }
+  std::string text;
+  std::vector<size_t> widths(columns().size(), 0);
+  for (const auto& line : cells) {
+    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
+  }
+  for (const auto& line : cells) {
+    for (size_t i = 0; i < line.size(); ++i)
+      text += i == 0 ? fmt::format("{:<{}}", line[i], widths[i])
+                     : fmt::format("  {:>{}}", line[i], widths[i]);
+    text += '\n';
+  }
+  return text;
+}
+
+std::string to_json(const ComparisonResult& result) {
+  ordered_json methods = ordered_json::array();
+  for (const MethodResult& row : result.methods) {
+    ordered_json layers = ordered_json::array();
+    for (const AttentionScore& layer : row.layers) {
+      if (layer.count > 0) layers.push_back(score_json(layer.mean()));
+    }
+    methods.push_back({{"name", row.name},
+                       {"options", row.options},
+                       {"lockstep",
+                        {{"probes", row.lockstep_psnr.count()},
+                         {"psnr", number(row.lockstep_psnr.value())},
+                         {"ssim", number(row.lockstep_ssim.value())},
+                         {"relative_l2", number(row.lockstep_l2.value())},
+                         {"attention", score_json(over_layers(row))},
+                         {"layers", layers}}},
+                       {"free",
+                        {{"psnr", number(row.psnr.value())},
+                         {"psnr_first_64", number(row.early_psnr.value())},
+                         {"ssim", number(row.ssim.value())},
+                         {"seen_land_psnr", number(row.seen_psnr.value())},
+                         {"return_psnr", number(row.return_psnr.value())},
+                         {"return_pairs", row.return_psnr.count()},
+                         {"sharpness", number(row.sharpness.value())}}},
+                       {"chunk_ms", number(row.chunk_ms)},
+                       {"denoise_ms", number(row.denoise_ms)},
+                       {"clean_ms", number(row.clean_ms)},
+                       {"commit_ms", number(row.commit_ms)},
+                       {"decode_ms", number(row.decode_ms)},
+                       {"speed_up", number(result.methods.front().chunk_ms / row.chunk_ms)},
+                       {"density", number(row.density.value())},
+                       {"cache_bytes", number(row.cache_bytes.value())},
+                       {"cache_entries", number(row.cache_entries.value())},
+                       {"merged_keys", row.merged_keys},
+                       {"evicted_keys", row.evicted_keys},
+                       {"series",
+                        {{"ms", series_json(row.series.ms)},
+                         {"cache_bytes", series_json(row.series.cache_bytes)},
+                         {"merged_keys", series_json(row.series.merged_keys)},
+                         {"psnr", series_json(row.series.psnr)},
+                         {"lockstep_psnr", series_json(row.series.lockstep_psnr)}}}});
+  }
+  const ordered_json root = {{"version", 1},
+                             {"model", result.model},
+                             {"dtype", result.dtype},
+                             {"device", result.device},
+                             {"threads", result.threads},
+                             {"frames", result.num_frames},
+                             {"primed_frames", result.num_primed},
+                             {"scenarios", result.num_scenarios},
+                             {"peak_rss_bytes", result.peak_rss_bytes},
+                             {"methods", methods}};
+  return root.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+}
+
+std::string to_html(const ComparisonResult& result, const std::string& folder) {
+  constexpr size_t kSmooth = 8;
+  std::string page =
+      "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
+      "content=\"width=device-width\"><title>longtake: comparison</title>";
+  page += kStyle + std::string("</style>");
+  page += fmt::format(
+      "<h1>longtake: comparison</h1><p>{} scenarios of {} frames, the first {} given; model {}, {} "
+      "on {}, {} threads. The first method is dense attention over the whole history; all errors "
+      "are against it unless they name the truth.</p>",
+      result.num_scenarios, result.num_frames, result.num_primed, escaped(result.model),
+      result.dtype, result.device, result.threads);
+  page += "<div class=\"scroll\"><table><tr>";
+  for (const Column& column : columns())
+    page += fmt::format("<th>{}<small>{}</small></th>", column.head, column.unit);
+  page += "</tr>";
+  for (const MethodResult& row : result.methods) {
+    page += "<tr>";
+    for (const Column& column : columns())
+      page += str("<td>", escaped(column.cell(row, result.methods.front())), "</td>");
+    page += "</tr>";
+  }
+  page += "</table></div><h2>Over time</h2><div class=\"key\">";
+  for (size_t m = 0; m < result.methods.size(); ++m)
+    page += fmt::format("<span><i style=\"background:var(--c{})\"></i>{}</span>", m % kColours,
+                        escaped(result.methods[m].name));
+  page += "</div><style>";
+  for (size_t c = 0; c < kColours; ++c)
+    page += fmt::format("path.c{0}{{stroke:var(--c{0})}}circle.c{0}{{fill:var(--c{0})}}", c);
+  page += "</style><div class=\"grid2\">";
+
+  std::vector<Curve> speed, memory, quality, lockstep, merged, recall;
+  for (size_t m = 0; m < result.methods.size(); ++m) {
+    const MethodResult& row = result.methods[m];
+    const auto curve = [&](const std::vector<Mean>& series, double scale, size_t width) {
+      return Curve{row.name, smoothed(series, scale, width), m % kColours};
+    };
+    speed.push_back(curve(row.series.ms, 1, kSmooth));
+    for (auto& point : speed.back().points) point.second = 1000 / point.second;
+    memory.push_back(curve(row.series.cache_bytes, 1 / 0x1p20, kSmooth));
+    merged.push_back(curve(row.series.merged_keys, 1e-3, kSmooth));
+    if (m == 0) continue;
+    quality.push_back(curve(row.series.psnr, 1, kSmooth));
+    lockstep.push_back(curve(row.series.lockstep_psnr, 1, 1));
+    Curve& dots = recall.emplace_back(Curve{row.name, {}, m % kColours, true});
+    for (const AttentionScore& layer : row.layers) {
+      if (layer.count > 0)
+        dots.points.emplace_back(100 * layer.mean().density, 100 * layer.mean().recall);
+    }
+  }
+  page += plot("Speed", "frame", "frames/s", speed, true);
+  page += plot("History held", "frame", "MiB", memory, true);
+  page += plot("Free running: PSNR to dense", "frame", "dB", quality, false);
+  page += plot("Lock step: PSNR of the next frame", "frame", "dB", lockstep, false);
+  page += plot("Dense mass kept, one dot a layer", "keys read, %", "recall, %", recall, false);
+  page += plot("Keys merged so far", "frame", "thousands", merged, true);
+  page += "</div>";
+
+  std::string videos;
+  for (const MethodResult& row : result.methods) {
+    if (row.video.empty()) continue;
+    const MappedFile file(folder + "/" + row.video);
+    videos += fmt::format(
+        "<figure><figcaption>{}</figcaption><video muted playsinline preload=\"auto\" "
+        "src=\"data:video/mp4;base64,{}\"></video></figure>",
+        escaped(row.name), base64(file.bytes()));
+  }
+  if (!videos.empty())
+    page +=
+        "<h2>The first scenario, side by side</h2><div class=\"bar\"><button "
+        "id=\"play\">play</button><input id=\"seek\" type=\"range\" min=\"0\" max=\"1\" "
+        "step=\"0.001\" value=\"0\" aria-label=\"position\"></div><div class=\"videos\">" +
+        videos + "</div>";
+  page += "<h2>Options</h2><div class=\"scroll\"><table>";
+  for (const MethodResult& row : result.methods)
+    page += fmt::format("<tr><td>{}</td><td style=\"text-align:left\"><code>{}</code></td></tr>",
+                        escaped(row.name), escaped(row.options));
+  return page + "</table></div>" + kScript + "</html>\n";
+}
+
+}  // namespace longtake::cli
