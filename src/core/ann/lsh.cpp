@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "ann/project.h"
 #include "base/error.h"
 #include "base/philox.h"
 
@@ -23,11 +24,8 @@ LshCoder::LshCoder(int64_t dim, const LshOptions& options) : dim_(dim), options_
 
 uint64_t LshCoder::code(const float* vector) const {
   const int count = options_.bits * options_.tables;
-  float dots[64] = {};
-  const float* row = directions_.data();
-  for (int64_t d = 0; d < dim_; ++d, row += count) {
-    for (int i = 0; i < count; ++i) dots[i] += vector[d] * row[i];
-  }
+  float dots[64];
+  project(vector, 1, dim_, directions_.data(), count, dots);
   uint64_t out = 0;
   for (int i = 0; i < count; ++i) out |= uint64_t{dots[i] > 0} << i;
   return out;

@@ -354,6 +354,7 @@ namespace {
 HWY_EXPORT(attend_tile);
 
 constexpr int64_t kTileQueries = 128;
+constexpr int64_t kCutQueries = 6;  // threads share a tile in steps of so many
 
 }  // namespace
 
@@ -369,29 +370,57 @@ void attend(Context& ctx, View q, const KvView& kv, const Selection* selection, 
   const View scratch = ctx.workspace().take(DType::kF32, {ctx.threads(), scratch_floats});
   const auto attend_tile = HWY_DYNAMIC_DISPATCH(attend_tile);
 
-  parallel_for(ctx, heads * tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / tiles;
-      const int64_t first = task % tiles * tile_queries;
-      const int64_t offset = (first * heads + head) * dim;
-      const PageList& list = kv.heads[static_cast<size_t>(head)];
-      AttendTile tile;
-      tile.dtype = q.dtype();
-      tile.q = q.raw() + offset * static_cast<int64_t>(size_of(q.dtype()));
-      tile.num_queries = std::min(tile_queries, queries - first);
-      tile.head_dim = dim;
-      tile.row_stride = heads * dim;
-      tile.pages = list.data();
-      tile.num_pages = static_cast<int64_t>(list.size());
-      if (selection != nullptr) {
-        const int32_t* row = selection->offsets.data() + task;
-        tile.selected = selection->pages.data() + row[0];
-        tile.num_pages = row[1] - row[0];
-      }
-      tile.scale = scale;
-      tile.scratch = scratch.data<float>() + omp_get_thread_num() * scratch_floats;
-      tile.out_dtype = out.dtype();
-      tile.out = out.raw() + offset * static_cast<int64_t>(size_of(out.dtype()));
+  const auto tile_of = [&](int64_t task) {
+    const int64_t head = task / tiles;
+    const int64_t first = task % tiles * tile_queries;
+    const int64_t offset = (first * heads + head) * dim;
+    const PageList& list = kv.heads[static_cast<size_t>(head)];
+    AttendTile tile;
+    tile.dtype = q.dtype();
+    tile.q = q.raw() + offset * static_cast<int64_t>(size_of(q.dtype()));
+    tile.num_queries = std::min(tile_queries, queries - first);
+    tile.head_dim = dim;
+    tile.row_stride = heads * dim;
+    tile.pages = list.data();
+    tile.num_pages = static_cast<int64_t>(list.size());
+    if (selection != nullptr) {
+      const int32_t* row = selection->offsets.data() + task;
+      tile.selected = selection->pages.data() + row[0];
+      tile.num_pages = row[1] - row[0];
+    }
+    tile.scale = scale;
+    tile.out_dtype = out.dtype();
+    tile.out = out.raw() + offset * static_cast<int64_t>(size_of(out.dtype()));
+    return tile;
+  };
+
+  // Heads remember very different amounts, so threads share the work by pages, not by heads: the
+  // tiles stand in one line and are cut, between queries where need be, into parts of equal cost.
+  const auto cost_of = [](const AttendTile& tile) {
+    return (tile.num_pages + 1) * tile.num_queries;  // 1: what a tile costs without any page
+  };
+  int64_t total = 0;
+  for (int64_t task = 0; task < heads * tiles; ++task) total += cost_of(tile_of(task));
+  parallel_for(ctx, ctx.threads(), 1, [&](int64_t first_part, int64_t last_part) {
+    float* own = scratch.data<float>() + omp_get_thread_num() * scratch_floats;
+    const int64_t begin = total * first_part / ctx.threads();
+    const int64_t end = total * last_part / ctx.threads();
+    int64_t before = 0;
+    for (int64_t task = 0; task < heads * tiles && before < end; ++task) {
+      AttendTile tile = tile_of(task);
+      const int64_t cost = cost_of(tile);
+      const auto cut = [&](int64_t work) {
+        const int64_t at = (work - before) * tile.num_queries / cost / kCutQueries * kCutQueries;
+        return work >= before + cost ? tile.num_queries : std::max<int64_t>(0, at);
+      };
+      const int64_t from = cut(begin);
+      const int64_t to = cut(end);
+      before += cost;
+      if (from >= to) continue;
+      tile.q += from * tile.row_stride * static_cast<int64_t>(size_of(tile.dtype));
+      tile.out += from * tile.row_stride * static_cast<int64_t>(size_of(tile.out_dtype));
+      tile.num_queries = to - from;
+      tile.scratch = own;
       attend_tile(tile);
     }
   });

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
+#include <span>
 
 #include "device/context.h"
 
@@ -27,6 +29,35 @@ void parallel_for(Context& ctx, int64_t count, int64_t grain, const Body& body) 
     const int64_t part = omp_get_thread_num();
     body(count * part / parts, count * (part + 1) / parts);
   }
+}
+
+// Calls body(item) for items of very different costs: the dearest first, each to the thread with
+// the least work so far. Which thread takes what depends on the costs alone.
+template <typename Body>
+void parallel_for_ragged(Context& ctx, std::span<const int32_t> costs, const Body& body) {
+  const Workspace::Scope scope(ctx.workspace());
+  const auto count = static_cast<int64_t>(costs.size());
+  const auto take = [&](int64_t n) {
+    return ctx.workspace().take(DType::kI32, {n}).template data<int32_t>();
+  };
+  int32_t* order = take(count);
+  int32_t* owner = take(count);
+  int32_t* load = take(ctx.threads());
+  const auto cost = [&](int32_t item) { return costs[static_cast<size_t>(item)]; };
+  std::iota(order, order + count, 0);
+  std::sort(order, order + count,
+            [&](int32_t a, int32_t b) { return cost(a) != cost(b) ? cost(a) > cost(b) : a < b; });
+  std::fill(load, load + ctx.threads(), 0);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto thread = std::min_element(load, load + ctx.threads()) - load;
+    owner[order[i]] = static_cast<int32_t>(thread);
+    load[thread] += cost(order[i]);
+  }
+  parallel_for(ctx, ctx.threads(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = 0; item < count; ++item) {
+      if (owner[item] >= begin && owner[item] < end) body(item);
+    }
+  });
 }
 
 }  // namespace longtake

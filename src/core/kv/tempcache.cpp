@@ -18,6 +18,7 @@
 #include "kv/tempcache.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <deque>
 #include <istream>
@@ -27,6 +28,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ann/project.h"
 #include "base/error.h"
 #include "device/dispatch.h"
 #include "device/parallel.h"
@@ -39,15 +41,10 @@ namespace longtake {
 namespace {
 
 constexpr int64_t kCandidates = 8;  // of a key, checked exactly: one alone misses many partners
-
-struct Head {
-  KeyGroups groups;
-  KeyMetric metric;
-  std::unique_ptr<AnnIndex> index;
-  std::vector<float> mapped;  // [groups, D]: keys as the metric sees them
-  // Of every group, which committed keys are its members; kept only while they are traced.
-  std::vector<std::vector<int32_t>> members;
-};
+// Of a frame's queries so many are looked at, spread over the screen: a running mean over many
+// frames needs no more.
+constexpr int64_t kSampledQueries = 32;
+constexpr int64_t kMostDim = 256;  // of a head
 
 // A key of the frame and a group that it could join.
 struct Match {
@@ -60,11 +57,24 @@ struct Match {
   }
 };
 
-float square_distance(const float* a, const float* b, int64_t dim) {
-  float sum = 0;
-  for (int64_t d = 0; d < dim; ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
-  return sum;
-}
+struct Head {
+  Head(int64_t head_dim, const TempCacheOptions& options)
+      : groups(head_dim, options.key),
+        metric(head_dim, options.rule),
+        index(make_ann_index(options.ann, head_dim, options.seed)) {}
+
+  KeyGroups groups;
+  KeyMetric metric;
+  std::unique_ptr<AnnIndex> index;
+  std::vector<float> mapped;  // [groups, D]: keys as the metric sees them
+  // Of every group, which committed keys are its members; kept only while they are traced.
+  std::vector<std::vector<int32_t>> members;
+  std::vector<float> queries;  // [sampled, D]: of the latest frame, rotated, times 1 / sqrt(D)
+  // Scratch of one frame's work.
+  std::vector<Match> matches;
+  std::vector<int32_t> candidates, joins;
+  std::vector<char> taken;
+};
 
 TempCacheOptions resolve(TempCacheOptions options) {
   if (options.rule != MergeRule::kPaper) return options;
@@ -84,11 +94,9 @@ class TempCache final : public KvCache {
     const double tau = merge_.merge_threshold;
     most_square_ = static_cast<float>(merge_.rule == MergeRule::kPaper ? 2 - 2 * tau : tau * tau);
     for (int64_t head = 0; head < options.num_heads; ++head)
-      heads_.push_back({KeyGroups(options.head_dim, merge_.key),
-                        KeyMetric(options.head_dim, merge_.rule),
-                        make_ann_index(merge_.ann, options.head_dim, merge_.seed),
-                        {},
-                        {}});
+      heads_.emplace_back(options.head_dim, merge_);
+    costs_.resize(heads_.size());
+    joined_.resize(heads_.size());
     // Under a budget nothing grows later: sink and exact frames, one frame more before its keys
     // have merged and the chunk in work; all groups, and room for a frame that merges with none.
     const int64_t frames = options.sink_frames + merge_.exact_frames + 2;
@@ -104,22 +112,30 @@ class TempCache final : public KvCache {
     expect_shape("observe_queries", q, {q.dim(0), options_.num_heads, options_.head_dim});
     expect_tokens("observe_queries", q, position);
     expect_finite("queries", q);
-    const int64_t count = q.dim(0);
+    const int64_t stride = std::max<int64_t>(1, q.dim(0) / kSampledQueries);
+    const int64_t count = (q.dim(0) + stride - 1) / stride;
     const Workspace::Scope scope(ctx.workspace());
     const View rows =
         ctx.workspace().take(DType::kF32, {options_.num_heads, count, options_.head_dim});
     std::vector<TimeRotation> rotations;
     for (int64_t frame = 0; frame < position.num_frames; ++frame)
       rotations.push_back(rotation(position.first_frame + frame));
+    const float scale = 1.0F / std::sqrt(static_cast<float>(options_.head_dim));
     parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) {
         float* row = rows.data<float>() + head * count * options_.head_dim;
-        for (int64_t t = 0; t < count; ++t) {
-          float* query = row + t * options_.head_dim;
+        Head& own = heads_[static_cast<size_t>(head)];
+        own.queries.resize(static_cast<size_t>(count * options_.head_dim));
+        for (int64_t i = 0; i < count; ++i) {
+          float* query = row + i * options_.head_dim;
+          // The place in the stride changes from row to row, so that every column is looked at.
+          const int64_t t = std::min(i * stride + i / 4 % stride, q.dim(0) - 1);
           copy_row(q, t, head, query);
+          for (int64_t d = 0; d < options_.head_dim; ++d)
+            own.queries[static_cast<size_t>(i * options_.head_dim + d)] = scale * query[d];
           rotations[static_cast<size_t>(t / options_.tokens_per_frame)].undo(query);
         }
-        heads_[static_cast<size_t>(head)].metric.observe(row, count);
+        own.metric.observe(row, count);
       }
     });
   }
@@ -301,19 +317,18 @@ class TempCache final : public KvCache {
     const View scratch =
         ctx.workspace().take(DType::kF32, {options_.num_heads, 4, tokens, options_.head_dim});
     const TimeRotation now = rotation(frame);
-    std::vector<MergeCounts> counts(heads_.size());
-    parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto at = static_cast<size_t>(i);
-        KvPage* groups = pages_[at].data() + first_page;
-        const KvPage* oldest = groups + pages_for(heads_[at].groups.size() + tokens);
-        float* rows = scratch.data<float>() + i * 4 * tokens * options_.head_dim;
-        counts[at] = join(heads_[at], frame, now, refresh, oldest, groups, rows);
-      }
+    for (size_t i = 0; i < heads_.size(); ++i)
+      costs_[i] = static_cast<int32_t>(heads_[i].groups.size() + tokens);
+    parallel_for_ragged(ctx, costs_, [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
+      KvPage* groups = pages_[at].data() + first_page;
+      const KvPage* oldest = groups + pages_for(heads_[at].groups.size() + tokens);
+      float* rows = scratch.data<float>() + i * 4 * tokens * options_.head_dim;
+      joined_[at] = join(heads_[at], frame, now, refresh, oldest, groups, rows);
     });
     for (size_t i = 0; i < heads_.size(); ++i) {
-      counts_.merged += counts[i].merged;
-      counts_.evicted += counts[i].evicted;
+      counts_.merged += joined_[i].merged;
+      counts_.evicted += joined_[i].evicted;
       PageList& list = pages_[i];
       const int64_t kept = pages_for(heads_[i].groups.size());
       const int64_t before = static_cast<int64_t>(list.size()) -
@@ -347,18 +362,25 @@ class TempCache final : public KvCache {
       head.metric.refresh(keys, tokens);
       remap(head);
     }
-    for (int64_t t = 0; t < tokens; ++t) head.metric.map(keys + t * dim, mapped + t * dim);
+    head.metric.map_all(keys, tokens, mapped);
 
-    const std::vector<int32_t> joins = match(head, mapped);
+    match(head, mapped);
+    const std::vector<int32_t>& joins = head.joins;
     MergeCounts counts;
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t group = joins[static_cast<size_t>(t)];
       if (group < 0) continue;
+      const float mass =
+          merge_.bias == GroupBias::kMeasured ? mass_of(head, shown, group, plain + t * dim) : 0.0F;
       head.groups.merge(group, keys + t * dim, values + t * dim, 1, frame);
+      // The map is affine: what the key becomes, its image becomes.
+      const float share = merge_.key == GroupKey::kMean
+                              ? 1.0F / static_cast<float>(head.groups.count(group))
+                              : 1.0F;
       float* own = head.mapped.data() + group * dim;
-      head.metric.map(head.groups.key(group), own);
+      for (int64_t d = 0; d < dim; ++d) own[d] += share * (mapped[t * dim + d] - own[d]);
       head.index->set(group, own);
-      show(head.groups, group, now, shown);
+      show(head, group, now, mass, shown);
       if (tracing_) head.members[static_cast<size_t>(group)].push_back(number(t));
       ++counts.merged;
     }
@@ -377,28 +399,49 @@ class TempCache final : public KvCache {
     return counts;
   }
 
-  // For each key of the frame the group that it joins, or -1: one to one, nearest pairs first.
-  std::vector<int32_t> match(Head& head, const float* mapped) const {
+  // head.joins: for each key of the frame the group that it joins, or -1: one to one, nearest pairs
+  // first.
+  void match(Head& head, const float* mapped) const {
     const int64_t dim = options_.head_dim;
-    std::vector<Match> matches;
-    std::vector<int32_t> candidates;
+    head.matches.clear();
     for (int64_t t = 0; t < options_.tokens_per_frame && most_square_ > 0; ++t) {
-      head.index->nearest(mapped + t * dim, kCandidates, candidates);
-      for (const int32_t group : candidates) {
+      head.index->nearest(mapped + t * dim, kCandidates, head.candidates);
+      for (const int32_t group : head.candidates) {
         const float square =
             square_distance(mapped + t * dim, head.mapped.data() + group * dim, dim);
-        if (square < most_square_) matches.push_back({square, static_cast<int32_t>(t), group});
+        if (square < most_square_) head.matches.push_back({square, static_cast<int32_t>(t), group});
       }
     }
-    std::sort(matches.begin(), matches.end());
-    std::vector<int32_t> joins(static_cast<size_t>(options_.tokens_per_frame), -1);
-    std::vector<bool> taken(static_cast<size_t>(head.groups.size()), false);
-    for (const Match& m : matches) {
-      if (joins[static_cast<size_t>(m.token)] >= 0 || taken[static_cast<size_t>(m.group)]) continue;
-      joins[static_cast<size_t>(m.token)] = m.group;
-      taken[static_cast<size_t>(m.group)] = true;
+    std::sort(head.matches.begin(), head.matches.end());
+    head.joins.assign(static_cast<size_t>(options_.tokens_per_frame), -1);
+    head.taken.assign(static_cast<size_t>(head.groups.size()), 0);
+    for (const Match& m : head.matches) {
+      char& taken = head.taken[static_cast<size_t>(m.group)];
+      int32_t& join = head.joins[static_cast<size_t>(m.token)];
+      if (join >= 0 || taken != 0) continue;
+      join = m.group;
+      taken = 1;
     }
-    return joins;
+  }
+
+  // Sum over the sampled queries of what they give the group as it is shown and the key [D] that
+  // joins it, before the softmax's division.
+  float mass_of(const Head& head, const KvPage* shown, int64_t group, const float* joining) const {
+    const KvPage& page = shown[group / kPageTokens];
+    const int64_t slot = group % kPageTokens;
+    std::array<float, kMostDim> key, value;
+    read_token(page, options_.dtype, options_.head_dim, slot, key.data(), value.data());
+    return std::exp(page.bias[slot]) * mass_of_key(head, key.data()) + mass_of_key(head, joining);
+  }
+
+  float mass_of_key(const Head& head, const float* key) const {
+    const auto count = static_cast<int64_t>(head.queries.size()) / options_.head_dim;
+    std::array<float, 2 * kSampledQueries> logits;
+    LONGTAKE_CHECK(count <= static_cast<int64_t>(logits.size()));
+    dots(head.queries.data(), count, options_.head_dim, key, logits.data());
+    float sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += std::exp(logits[static_cast<size_t>(i)]);
+    return sum;
   }
 
   // Forgets groups until `wanted` more fit; returns how many keys were forgotten.
@@ -427,36 +470,43 @@ class TempCache final : public KvCache {
     return static_cast<int32_t>((num_sink_ + num_retired_) * options_.tokens_per_frame + t);
   }
 
-  // Writes what attention sees of a group; `now` turns to its newest member's frame.
-  void show(const KeyGroups& groups, int64_t group, const TimeRotation& now, KvPage* shown) const {
-    std::vector<float> key(groups.key(group), groups.key(group) + options_.head_dim);
+  // Writes what attention sees of a group; `now` turns to its newest member's frame, `mass` is that
+  // of its members (kMeasured).
+  void show(const Head& head, int64_t group, const TimeRotation& now, float mass,
+            KvPage* shown) const {
+    std::array<float, kMostDim> key;
+    std::copy_n(head.groups.key(group), options_.head_dim, key.begin());
     now.apply(key.data());
-    const float bias = merge_.bias == GroupBias::kLogCount
-                           ? std::log(static_cast<float>(groups.count(group)))
-                           : 0.0F;
+    float bias = 0;
+    if (merge_.bias == GroupBias::kLogCount)
+      bias = std::log(static_cast<float>(head.groups.count(group)));
+    else if (merge_.bias == GroupBias::kMeasured)
+      bias = std::log(mass / mass_of_key(head, key.data()));
     write_token(shown[group / kPageTokens], options_.dtype, options_.head_dim, group % kPageTokens,
-                key.data(), groups.value(group), bias);
+                key.data(), head.groups.value(group), bias);
   }
 
   // Maps and indexes all groups anew, after the metric changed.
   void remap(Head& head) const {
     const int64_t dim = options_.head_dim;
-    head.mapped.resize(static_cast<size_t>(head.groups.size() * dim));
+    const int64_t count = head.groups.size();
+    head.mapped.resize(static_cast<size_t>(count * dim));
     head.index->clear();
-    for (int64_t group = 0; group < head.groups.size(); ++group) {
-      float* own = head.mapped.data() + group * dim;
-      head.metric.map(head.groups.key(group), own);
-      head.index->set(group, own);
-    }
+    if (count == 0) return;
+    head.metric.map_all(head.groups.key(0), count, head.mapped.data());
+    for (int64_t group = 0; group < count; ++group)
+      head.index->set(group, head.mapped.data() + group * dim);
   }
 
   TempCacheOptions merge_;
   int64_t pages_per_frame_;
   float most_square_ = 0;  // squared distance below which keys merge
   std::vector<Head> heads_;
-  std::deque<int64_t> exact_;  // frames that are still exact, oldest first
-  int64_t num_sink_ = 0;       // frames held for ever so far
-  int64_t num_retired_ = 0;    // frames that have joined the groups
+  std::vector<int32_t> costs_;       // of a merge, by head
+  std::vector<MergeCounts> joined_;  // by a merge, by head
+  std::deque<int64_t> exact_;        // frames that are still exact, oldest first
+  int64_t num_sink_ = 0;             // frames held for ever so far
+  int64_t num_retired_ = 0;          // frames that have joined the groups
   MergeCounts counts_;
   bool tracing_ = false;
 };

@@ -18,7 +18,13 @@ enum class GroupKey : uint8_t { kMean, kNewest };
 
 // What is added to its logit. log m is right if all m members have the same logit; members seen at
 // other times have other temporal phases and lower ones.
-enum class GroupBias : uint8_t { kNone, kLogCount };
+enum class GroupBias : uint8_t {
+  kNone,
+  kLogCount,
+  // What the members' mass was to a sample of queries when they joined: log of the ratio between
+  // what those queries gave the group and what they would give its new key alone.
+  kMeasured,
+};
 
 struct TempCacheOptions {
   int64_t exact_frames = 4;      // the newest frames, which never merge

@@ -5,6 +5,8 @@
 #include <istream>
 #include <ostream>
 
+#include "ann/project.h"
+
 namespace longtake {
 namespace {
 
@@ -55,13 +57,14 @@ void KeyMetric::observe(const float* queries, int64_t count) {
   if (rule_ == MergeRule::kPaper) return;
   const auto dim = static_cast<size_t>(head_dim_);
   // One chunk in f32, so that the loops are wide; its sum joins the others in f64.
-  std::vector<float> sum(dim * dim, 0.0F);
-  for (int64_t t = 0; t < count; ++t, queries += head_dim_) {
-    for (size_t i = 0; i < dim; ++i) {
-      for (size_t j = 0; j <= i; ++j) sum[i * dim + j] += queries[i] * queries[j];
-    }
+  transposed_.resize(dim * static_cast<size_t>(count));
+  product_.resize(dim * dim);
+  for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
+    for (size_t i = 0; i < dim; ++i)
+      transposed_[i * static_cast<size_t>(count) + t] = queries[t * dim + i];
   }
-  for (size_t i = 0; i < dim * dim; ++i) second_moment_[i] += static_cast<double>(sum[i]);
+  project(transposed_.data(), head_dim_, count, queries, head_dim_, product_.data());
+  for (size_t i = 0; i < dim * dim; ++i) second_moment_[i] += static_cast<double>(product_[i]);
   num_queries_ += count;
 }
 
@@ -100,6 +103,18 @@ void KeyMetric::map(const float* key, float* out) const {
   }
   for (size_t i = 0; i < dim; ++i) {
     for (size_t j = 0; j <= i; ++j) out[j] += key[i] * map_[i * dim + j];
+  }
+}
+
+void KeyMetric::map_all(const float* keys, int64_t count, float* out) const {
+  if (rule_ == MergeRule::kPaper) {
+    for (int64_t t = 0; t < count; ++t) map(keys + t * head_dim_, out + t * head_dim_);
+    return;
+  }
+  project(keys, count, head_dim_, map_.data(), head_dim_, out);
+  for (int64_t t = 0; t < count; ++t) {
+    float* row = out + t * head_dim_;
+    for (int64_t d = 0; d < head_dim_; ++d) row[d] -= centre_[static_cast<size_t>(d)];
   }
 }
 

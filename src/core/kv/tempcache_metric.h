@@ -25,6 +25,9 @@ class KeyMetric {
   // queries [L, D], without the temporal rotation.
   void observe(const float* queries, int64_t count);
 
+  // keys [L, D] -> out [L, D].
+  void map_all(const float* keys, int64_t count, float* out) const;
+
   // Takes a new snapshot, centred on keys [L, D]. Without any query so far S is the identity.
   void refresh(const float* keys, int64_t count);
 
@@ -39,9 +42,10 @@ class KeyMetric {
   int64_t head_dim_;
   MergeRule rule_;
   int64_t num_queries_ = 0;
-  std::vector<double> second_moment_;  // [D, D]: sum of q q^T
-  std::vector<float> map_;             // [D, D]: L / sqrt(D), row = channel of the key
-  std::vector<float> centre_;          // [D], mapped
+  std::vector<double> second_moment_;        // [D, D]: sum of q q^T
+  std::vector<float> map_;                   // [D, D]: L / sqrt(D), row = channel of the key
+  std::vector<float> centre_;                // [D], mapped
+  std::vector<float> transposed_, product_;  // scratch of observe()
 };
 
 // Turns pairs i < pairs of [D] by sign * frame * theta^(-i / pairs), in place.

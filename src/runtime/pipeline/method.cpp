@@ -64,7 +64,9 @@ const Names<std::string> kMemories = {
 const Names<AnnEngine> kEngines = {{"lsh", AnnEngine::kLsh}, {"quant", AnnEngine::kQuant}};
 const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
 const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
-const Names<GroupBias> kBiases = {{"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}};
+const Names<GroupBias> kBiases = {{"none", GroupBias::kNone},
+                                  {"logcount", GroupBias::kLogCount},
+                                  {"measured", GroupBias::kMeasured}};
 
 const std::pair<const char*, double> kUnits[] = {{"", 1},         {"B", 1},       {"kB", 1e3},
                                                  {"MB", 1e6},     {"GB", 1e9},    {"KiB", 0x1p10},
@@ -135,7 +137,8 @@ const std::vector<Row>& rows() {
       {{"merge-key", "mean | newest", "the key that stands for merged ones", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.key = choice(v, kKeys); },
        [](const Method& m) { return name_in(m.memory.tempcache.key, kKeys); }},
-      {{"merge-bias", "none | logcount", "what is added to its logit", "merge-rule=nats"},
+      {{"merge-bias", "none | logcount | measured", "what is added to its logit",
+        "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.bias = choice(v, kBiases); },
        [](const Method& m) { return name_in(m.memory.tempcache.bias, kBiases); }},
       {{"steps", "NUMBER", "sampling steps a chunk; 0: the model's own", ""},

@@ -1,0 +1,101 @@
+#include "ann/project.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ann/project_cpu.cpp"
+#include "hwy/foreach_target.h"  // stands first: it parses this file once per target
+
+#include "hwy/highway.h"
+#include "ops/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+
+namespace longtake::HWY_NAMESPACE {
+
+// Four rows at a time share what is read of m.
+template <size_t kRows>
+HWY_INLINE void project_rows(const float* x, size_t dim, const float* m, size_t outputs,
+                             float* out) {
+  for_lanes(outputs, [&](auto d, size_t e) HWY_ATTR {
+    auto sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+    for (size_t i = 0; i < dim; ++i) {
+      const auto column = load_f32(d, m + i * outputs + e);
+      sum0 = hn::MulAdd(hn::Set(d, x[i]), column, sum0);
+      if constexpr (kRows == 4) {
+        sum1 = hn::MulAdd(hn::Set(d, x[dim + i]), column, sum1);
+        sum2 = hn::MulAdd(hn::Set(d, x[2 * dim + i]), column, sum2);
+        sum3 = hn::MulAdd(hn::Set(d, x[3 * dim + i]), column, sum3);
+      }
+    }
+    store_f32(d, sum0, out + e);
+    if constexpr (kRows == 4) {
+      store_f32(d, sum1, out + outputs + e);
+      store_f32(d, sum2, out + 2 * outputs + e);
+      store_f32(d, sum3, out + 3 * outputs + e);
+    }
+  });
+}
+
+void project_all(const float* x, size_t rows, size_t dim, const float* m, size_t outputs,
+                 float* out) {
+  size_t r = 0;
+  for (; r + 4 <= rows; r += 4) project_rows<4>(x + r * dim, dim, m, outputs, out + r * outputs);
+  for (; r < rows; ++r) project_rows<1>(x + r * dim, dim, m, outputs, out + r * outputs);
+}
+
+void dots_of(const float* x, size_t rows, size_t dim, const float* v, float* out) {
+  const hn::ScalableTag<float> d;
+  for (size_t r = 0; r < rows; ++r, x += dim) {
+    auto sum = hn::Zero(d);
+    float rest = 0;
+    size_t i = 0;
+    for (; i + hn::Lanes(d) <= dim; i += hn::Lanes(d))
+      sum = hn::MulAdd(load_f32(d, x + i), load_f32(d, v + i), sum);
+    for (; i < dim; ++i) rest += x[i] * v[i];
+    out[r] = rest + hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+}
+
+float square_distance_of(const float* a, const float* b, size_t dim) {
+  const hn::ScalableTag<float> d;
+  auto sum = hn::Zero(d);
+  float rest = 0;
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= dim; i += hn::Lanes(d)) {
+    const auto difference = hn::Sub(load_f32(d, a + i), load_f32(d, b + i));
+    sum = hn::MulAdd(difference, difference, sum);
+  }
+  for (; i < dim; ++i) rest += (a[i] - b[i]) * (a[i] - b[i]);
+  return rest + hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+}  // namespace longtake::HWY_NAMESPACE
+
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longtake {
+
+HWY_EXPORT(project_all);
+HWY_EXPORT(dots_of);
+HWY_EXPORT(square_distance_of);
+
+void project(const float* x, int64_t rows, int64_t dim, const float* m, int64_t outputs,
+             float* out) {
+  HWY_DYNAMIC_DISPATCH(project_all)
+  (x, static_cast<size_t>(rows), static_cast<size_t>(dim), m, static_cast<size_t>(outputs), out);
+}
+
+void dots(const float* x, int64_t rows, int64_t dim, const float* v, float* out) {
+  HWY_DYNAMIC_DISPATCH(dots_of)
+  (x, static_cast<size_t>(rows), static_cast<size_t>(dim), v, out);
+}
+
+float square_distance(const float* a, const float* b, int64_t dim) {
+  return HWY_DYNAMIC_DISPATCH(square_distance_of)(a, b, static_cast<size_t>(dim));
+}
+
+}  // namespace longtake
+#endif  // HWY_ONCE
