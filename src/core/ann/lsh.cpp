@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "ann/project.h"
 #include "base/error.h"
@@ -41,8 +42,10 @@ uint32_t LshCoder::bucket_of(uint64_t code, int table) const {
 
 LshIndex::LshIndex(int64_t dim, const LshOptions& options) : coder_(dim, options) {
   const uint32_t buckets = 1U << options.bits;
+  rings_.resize(static_cast<size_t>(options.radius) + 1);
   for (uint32_t pattern = 0; pattern < buckets; ++pattern) {
-    if (std::popcount(pattern) <= options.radius) probes_.push_back(pattern);
+    const auto signs = static_cast<size_t>(std::popcount(pattern));
+    if (signs < rings_.size()) rings_[signs].push_back(pattern);
   }
   first_.assign(static_cast<size_t>(options.tables) * buckets, -1);
 }
@@ -108,20 +111,26 @@ void LshIndex::clear() {
   seen_.clear();
 }
 
-void LshIndex::probe(uint64_t code) {
+void LshIndex::probe(uint64_t code, size_t enough) {
   if (++num_probes_ == 0) {  // the counter came round: no slot may look as if met already
     std::fill(seen_.begin(), seen_.end(), 0U);
     num_probes_ = 1;
   }
   found_.clear();
-  for (int table = 0; table < coder_.options().tables; ++table) {
-    const int32_t* first = first_.data() + (static_cast<size_t>(table) << coder_.options().bits);
-    for (const uint32_t pattern : probes_) {
-      for (int32_t slot = first[coder_.bucket_of(code, table) ^ pattern]; slot >= 0;
-           slot = link(slot, table).next) {
-        uint32_t& seen = seen_[static_cast<size_t>(slot)];
-        if (seen != num_probes_) found_.push_back(slot);
-        seen = num_probes_;
+  const int tables = coder_.options().tables;
+  const int bits = coder_.options().bits;
+  for (const std::vector<uint32_t>& ring : rings_) {
+    if (found_.size() >= enough) return;
+    for (int table = 0; table < tables; ++table) {
+      const int32_t* first = first_.data() + (static_cast<size_t>(table) << bits);
+      const uint32_t bucket = coder_.bucket_of(code, table);
+      for (const uint32_t pattern : ring) {
+        for (int32_t slot = first[bucket ^ pattern]; slot >= 0;
+             slot = links_[static_cast<size_t>(slot * tables + table)].next) {
+          uint32_t& seen = seen_[static_cast<size_t>(slot)];
+          if (seen != num_probes_) found_.push_back(slot);
+          seen = num_probes_;
+        }
       }
     }
   }
@@ -129,7 +138,7 @@ void LshIndex::probe(uint64_t code) {
 
 void LshIndex::nearest(const float* query, int64_t most, std::vector<int32_t>& out) {
   const uint64_t code = coder_.code(query);
-  probe(code);
+  probe(code, static_cast<size_t>(most));
   ranked_.clear();
   for (const int32_t slot : found_) {
     const auto distance =
@@ -143,7 +152,7 @@ void LshIndex::nearest(const float* query, int64_t most, std::vector<int32_t>& o
 }
 
 void LshIndex::bucket(const float* query, std::vector<int32_t>& out) {
-  probe(coder_.code(query));
+  probe(coder_.code(query), std::numeric_limits<size_t>::max());
   out.assign(found_.begin(), found_.end());
   std::sort(out.begin(), out.end());
 }

@@ -1,6 +1,7 @@
 // Locality-sensitive hashing by signs of random projections (Charikar 2002): a bit differs with
 // probability angle / pi. `tables` groups of `bits` signs each name a bucket; a query looks into
-// the buckets within Hamming distance `radius` of its own and ranks what it finds by all its signs.
+// the buckets within Hamming distance `radius` of its own, the nearer ones first and the others
+// only if those hold too little, and ranks what it finds by all its signs.
 //
 // One table of one probe misses most true neighbours: at a cosine of .95 twelve signs all agree
 // with probability .28. Four tables with one sign allowed to differ find .99 of them.
@@ -62,15 +63,16 @@ class LshIndex final : public AnnIndex {
   Link& link(int32_t slot, int table);
   void enter(int32_t slot, uint64_t code);
   void leave(int32_t slot);
-  // Fills found_ with the slots of the probed buckets, each once, in no order.
-  void probe(uint64_t code);
+  // Fills found_ with the slots of the probed buckets, each once, in no order: ring after ring of
+  // sign patterns that differ in one sign more, until `enough` are found.
+  void probe(uint64_t code, size_t enough);
 
   LshCoder coder_;
-  std::vector<uint32_t> probes_;  // sign patterns to flip, all of at most `radius` bits
-  std::vector<int32_t> first_;    // [tables, 2^bits]: a bucket's first slot or -1
-  std::vector<Link> links_;       // [slots, tables]
-  std::vector<uint64_t> codes_;   // [slots]
-  std::vector<uint32_t> seen_;    // [slots]: the latest probe that met it
+  std::vector<std::vector<uint32_t>> rings_;  // by number of signs: the patterns to flip
+  std::vector<int32_t> first_;                // [tables, 2^bits]: a bucket's first slot or -1
+  std::vector<Link> links_;                   // [slots, tables]
+  std::vector<uint64_t> codes_;               // [slots]
+  std::vector<uint32_t> seen_;                // [slots]: the latest probe that met it
   uint32_t num_probes_ = 0;
   std::vector<int32_t> found_;
   std::vector<uint64_t> ranked_;

@@ -76,6 +76,19 @@ struct Head {
   std::vector<char> taken;
 };
 
+template <typename T>
+float absolute_sum(const T* data, int64_t count) {
+  constexpr int64_t kLanes = 16;
+  std::array<float, kLanes> sums{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      sums[static_cast<size_t>(lane)] += std::abs(static_cast<float>(data[i + lane]) * 0x1p-60F);
+  }
+  for (; i < count; ++i) sums[0] += std::abs(static_cast<float>(data[i]) * 0x1p-60F);
+  return std::accumulate(sums.begin(), sums.end(), 0.0F);
+}
+
 TempCacheOptions resolve(TempCacheOptions options) {
   if (options.rule != MergeRule::kPaper) return options;
   options.key = GroupKey::kNewest;
@@ -280,9 +293,11 @@ class TempCache final : public KvCache {
                       options_.tokens_per_frame, " tokens, found ", x.dim(0), " tokens"));
   }
 
+  // A sum is finite only if every number in it is; only then is the culprit looked for.
   void expect_finite(const char* what, View x) const {
     for_float_type(x.dtype(), [&]<typename T>() {
       const T* data = x.data<T>();
+      if (std::isfinite(absolute_sum(data, x.numel()))) return;
       for (int64_t i = 0; i < x.numel(); ++i) {
         if (!std::isfinite(static_cast<float>(data[i])))
           throw Error(str(what, " of head ", i / options_.head_dim % options_.num_heads,
