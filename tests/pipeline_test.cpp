@@ -85,9 +85,10 @@ TEST(Walk, TheTourReturns) {
 }
 
 TEST(Method, ReadsBackWhatItSpells) {
-  EXPECT_EQ(parse_method("dense").to_string(), "memory=full:steps=0");
+  EXPECT_EQ(parse_method("dense").to_string(), "memory=full:self-attention=dense:steps=0");
   EXPECT_EQ(parse_method("window:37").to_string(),
-            "memory=window:sink-frames=1:window-frames=37:memory-budget=0:steps=0");
+            "memory=window:sink-frames=1:window-frames=37:memory-budget=0:self-attention=dense:"
+            "steps=0");
   for (const char* text :
        {"tempcache", "tempcache-quant:merge-threshold=0.25:exact-frames=2", "memory=window:steps=2",
         "tempcache:merge-rule=paper", "window:memory-budget=64MiB:sink-frames=0"}) {

@@ -49,16 +49,6 @@ CLI::Validator one_of(std::vector<std::string> known, std::vector<std::string> l
       "", "");
 }
 
-// A flag whose feature is still to come.
-CLI::Validator not_yet(const std::string& feature) {
-  return CLI::Validator(
-      [=](const std::string& text) {
-        return str("expected no such flag in this version (", feature, " is to come), found \"",
-                   text, '"');
-      },
-      "", "");
-}
-
 void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--model", flags.model, "model folder (default: the embedded world model)");
   auto* prompt = app.add_option("--prompt", flags.prompt, "what the world looks like, in words");
@@ -103,8 +93,6 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_flag("--quiet", flags.quiet, "no progress, no summary");
 
   // Names of the surface whose features are to come: parsed, so that the answer can be clear.
-  app.add_option("--density", ignored, "")->group("")->check(not_yet("sparse attention"));
-  app.add_option("--self-attention", ignored, "")->group("")->check(one_of({"dense"}, {"annsa"}));
   app.add_option("--cross-attention", ignored, "")->group("")->check(one_of({"dense"}, {"annca"}));
   app.add_option("--step-cache", ignored, "")
       ->group("")

@@ -12,6 +12,9 @@ void project(const float* x, int64_t rows, int64_t dim, const float* m, int64_t 
 // out [rows] = x [rows, dim] v [dim].
 void dots(const float* x, int64_t rows, int64_t dim, const float* v, float* out);
 
+// mass [count] += softmax of logits [count], which are overwritten.
+void add_softmax(float* logits, int64_t count, float* mass);
+
 // Squared Euclidean distance of a [dim] and b [dim].
 float square_distance(const float* a, const float* b, int64_t dim);
 

@@ -1,12 +1,14 @@
 #include "ann/project.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ann/project_cpu.cpp"
 #include "hwy/foreach_target.h"  // stands first: it parses this file once per target
 
+#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "ops/simd-inl.h"
 
@@ -58,6 +60,23 @@ void dots_of(const float* x, size_t rows, size_t dim, const float* v, float* out
   }
 }
 
+void add_softmax_of(float* logits, size_t count, float* mass) {
+  float most = -INFINITY;
+  for (size_t i = 0; i < count; ++i) most = std::max(most, logits[i]);
+  float sum = 0;
+  for_lanes(count, [&](auto dl, size_t i) HWY_ATTR {
+    const auto e = hn::Exp(dl, hn::Sub(load_f32(dl, logits + i), hn::Set(dl, most)));
+    store_f32(dl, e, logits + i);
+    sum += hn::GetLane(hn::SumOfLanes(dl, e));
+  });
+  const float inverse = 1.0F / sum;
+  for_lanes(count, [&](auto dl, size_t i) HWY_ATTR {
+    store_f32(dl,
+              hn::MulAdd(load_f32(dl, logits + i), hn::Set(dl, inverse), load_f32(dl, mass + i)),
+              mass + i);
+  });
+}
+
 float square_distance_of(const float* a, const float* b, size_t dim) {
   const hn::ScalableTag<float> d;
   auto sum = hn::Zero(d);
@@ -80,6 +99,7 @@ namespace longtake {
 
 HWY_EXPORT(project_all);
 HWY_EXPORT(dots_of);
+HWY_EXPORT(add_softmax_of);
 HWY_EXPORT(square_distance_of);
 
 void project(const float* x, int64_t rows, int64_t dim, const float* m, int64_t outputs,
@@ -91,6 +111,10 @@ void project(const float* x, int64_t rows, int64_t dim, const float* m, int64_t 
 void dots(const float* x, int64_t rows, int64_t dim, const float* v, float* out) {
   HWY_DYNAMIC_DISPATCH(dots_of)
   (x, static_cast<size_t>(rows), static_cast<size_t>(dim), v, out);
+}
+
+void add_softmax(float* logits, int64_t count, float* mass) {
+  HWY_DYNAMIC_DISPATCH(add_softmax_of)(logits, static_cast<size_t>(count), mass);
 }
 
 float square_distance(const float* a, const float* b, int64_t dim) {

@@ -53,6 +53,7 @@ void clear_page(KvPage& page, DType dtype, int64_t head_dim) {
   std::fill_n(page.bias, kPageTokens, -std::numeric_limits<float>::infinity());
   page.num_keys = 0;
   page.has_bias = true;
+  ++page.version;
 }
 
 void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, int64_t count) {
@@ -68,6 +69,7 @@ void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, in
       std::all_of(page.bias, page.bias + page.num_keys, [](float bias) { return bias == 0.0F; });
   std::fill_n(page.bias + page.num_keys, count, 0.0F);
   page.num_keys += static_cast<int32_t>(count);
+  ++page.version;
   page.has_bias = !plain || page.num_keys < kPageTokens;
 }
 
@@ -98,6 +100,7 @@ void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, cons
     }
   });
   page.bias[slot] = bias;
+  ++page.version;
   page.num_keys = std::max(page.num_keys, static_cast<int32_t>(slot) + 1);
   page.has_bias =
       std::any_of(page.bias, page.bias + kPageTokens, [](float at) { return at != 0.0F; });

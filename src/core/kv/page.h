@@ -28,6 +28,7 @@ struct KvPage {
   float* bias = nullptr;
   int32_t num_keys = 0;   // used slots, from slot 0 on
   bool has_bias = false;  // false: every bias is 0, the kernel need not read it
+  uint32_t version = 0;   // changes with the contents
 };
 
 using PageList = std::vector<KvPage>;

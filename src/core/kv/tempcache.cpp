@@ -69,7 +69,6 @@ struct Head {
   std::vector<float> mapped;  // [groups, D]: keys as the metric sees them
   // Of every group, which committed keys are its members; kept only while they are traced.
   std::vector<std::vector<int32_t>> members;
-  std::vector<float> queries;  // [sampled, D]: of the latest frame, rotated, times 1 / sqrt(D)
   // Scratch of one frame's work.
   std::vector<Match> matches;
   std::vector<int32_t> candidates, joins;
@@ -133,22 +132,17 @@ class TempCache final : public KvCache {
     std::vector<TimeRotation> rotations;
     for (int64_t frame = 0; frame < position.num_frames; ++frame)
       rotations.push_back(rotation(position.first_frame + frame));
-    const float scale = 1.0F / std::sqrt(static_cast<float>(options_.head_dim));
     parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) {
         float* row = rows.data<float>() + head * count * options_.head_dim;
-        Head& own = heads_[static_cast<size_t>(head)];
-        own.queries.resize(static_cast<size_t>(count * options_.head_dim));
         for (int64_t i = 0; i < count; ++i) {
           float* query = row + i * options_.head_dim;
           // The place in the stride changes from row to row, so that every column is looked at.
           const int64_t t = std::min(i * stride + i / 4 % stride, q.dim(0) - 1);
           copy_row(q, t, head, query);
-          for (int64_t d = 0; d < options_.head_dim; ++d)
-            own.queries[static_cast<size_t>(i * options_.head_dim + d)] = scale * query[d];
           rotations[static_cast<size_t>(t / options_.tokens_per_frame)].undo(query);
         }
-        own.metric.observe(row, count);
+        heads_[static_cast<size_t>(head)].metric.observe(row, count);
       }
     });
   }
@@ -385,8 +379,6 @@ class TempCache final : public KvCache {
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t group = joins[static_cast<size_t>(t)];
       if (group < 0) continue;
-      const float mass =
-          merge_.bias == GroupBias::kMeasured ? mass_of(head, shown, group, plain + t * dim) : 0.0F;
       head.groups.merge(group, keys + t * dim, values + t * dim, 1, frame);
       // The map is affine: what the key becomes, its image becomes.
       const float share = merge_.key == GroupKey::kMean
@@ -395,7 +387,14 @@ class TempCache final : public KvCache {
       float* own = head.mapped.data() + group * dim;
       for (int64_t d = 0; d < dim; ++d) own[d] += share * (mapped[t * dim + d] - own[d]);
       head.index->set(group, own);
-      show(head, group, now, mass, shown);
+      std::array<float, kMostDim> key;
+      std::copy_n(head.groups.key(group), dim, key.begin());
+      now.apply(key.data());  // to the time of its newest member
+      const float bias = merge_.bias == GroupBias::kLogCount
+                             ? std::log(static_cast<float>(head.groups.count(group)))
+                             : 0.0F;
+      write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens, key.data(),
+                  head.groups.value(group), bias);
       if (tracing_) head.members[static_cast<size_t>(group)].push_back(number(t));
       ++counts.merged;
     }
@@ -439,26 +438,6 @@ class TempCache final : public KvCache {
     }
   }
 
-  // Sum over the sampled queries of what they give the group as it is shown and the key [D] that
-  // joins it, before the softmax's division.
-  float mass_of(const Head& head, const KvPage* shown, int64_t group, const float* joining) const {
-    const KvPage& page = shown[group / kPageTokens];
-    const int64_t slot = group % kPageTokens;
-    std::array<float, kMostDim> key, value;
-    read_token(page, options_.dtype, options_.head_dim, slot, key.data(), value.data());
-    return std::exp(page.bias[slot]) * mass_of_key(head, key.data()) + mass_of_key(head, joining);
-  }
-
-  float mass_of_key(const Head& head, const float* key) const {
-    const auto count = static_cast<int64_t>(head.queries.size()) / options_.head_dim;
-    std::array<float, 2 * kSampledQueries> logits;
-    LONGTAKE_CHECK(count <= static_cast<int64_t>(logits.size()));
-    dots(head.queries.data(), count, options_.head_dim, key, logits.data());
-    float sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += std::exp(logits[static_cast<size_t>(i)]);
-    return sum;
-  }
-
   // Forgets groups until `wanted` more fit; returns how many keys were forgotten.
   int64_t make_room(Head& head, int64_t wanted, KvPage* shown) const {
     if (merge_.budget_tokens == 0) return 0;
@@ -483,22 +462,6 @@ class TempCache final : public KvCache {
   // Of token t of the frame that retires now, among all committed keys.
   int32_t number(int64_t t) const {
     return static_cast<int32_t>((num_sink_ + num_retired_) * options_.tokens_per_frame + t);
-  }
-
-  // Writes what attention sees of a group; `now` turns to its newest member's frame, `mass` is that
-  // of its members (kMeasured).
-  void show(const Head& head, int64_t group, const TimeRotation& now, float mass,
-            KvPage* shown) const {
-    std::array<float, kMostDim> key;
-    std::copy_n(head.groups.key(group), options_.head_dim, key.begin());
-    now.apply(key.data());
-    float bias = 0;
-    if (merge_.bias == GroupBias::kLogCount)
-      bias = std::log(static_cast<float>(head.groups.count(group)));
-    else if (merge_.bias == GroupBias::kMeasured)
-      bias = std::log(mass / mass_of_key(head, key.data()));
-    write_token(shown[group / kPageTokens], options_.dtype, options_.head_dim, group % kPageTokens,
-                key.data(), head.groups.value(group), bias);
   }
 
   // Maps and indexes all groups anew, after the metric changed.

@@ -16,15 +16,8 @@ enum class MergeRule : uint8_t {
 // The key that stands for a group.
 enum class GroupKey : uint8_t { kMean, kNewest };
 
-// What is added to its logit. log m is right if all m members have the same logit; members seen at
-// other times have other temporal phases and lower ones.
-enum class GroupBias : uint8_t {
-  kNone,
-  kLogCount,
-  // What the members' mass was to a sample of queries when they joined: log of the ratio between
-  // what those queries gave the group and what they would give its new key alone.
-  kMeasured,
-};
+// What is added to its logit. log m is right if all m members have the same logit.
+enum class GroupBias : uint8_t { kNone, kLogCount };
 
 struct TempCacheOptions {
   int64_t exact_frames = 4;      // the newest frames, which never merge
@@ -33,7 +26,7 @@ struct TempCacheOptions {
   AnnEngine ann = AnnEngine::kLsh;
   MergeRule rule = MergeRule::kNats;
   GroupKey key = GroupKey::kMean;
-  GroupBias bias = GroupBias::kNone;
+  GroupBias bias = GroupBias::kLogCount;
   // The temporal rotation: pair i < time_pairs of a head turns by frame * time_theta^(-i /
   // time_pairs).
   int64_t time_pairs = 0;

@@ -28,12 +28,20 @@ View project(Context& ctx, const Attention& layer, const LinearWeight& weight, V
   return out;
 }
 
-// out = o(attend(q, kv)).
-void attend_and_project(Context& ctx, const Attention& layer, View q, const KvView& kv, View out,
-                        const AttentionObserver& observer = nullptr) {
+double ms_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
+}
+
+// out = o(attend(q, what is selected of kv)).
+void attend_and_project(Context& ctx, const Attention& layer, View q, const KvView& kv,
+                        const Selection* selection, View out, const AttentionObserver& observer) {
   const View mixed = ctx.workspace().take(layer.o->compute_dtype(), q.shape());
-  attend(ctx, q, kv, layer.scale(), mixed);
-  if (observer) observer({q, kv, nullptr, mixed});
+  if (selection != nullptr)
+    attend_blocks(ctx, q, kv, *selection, layer.scale(), mixed);
+  else
+    attend(ctx, q, kv, layer.scale(), mixed);
+  if (observer) observer({q, kv, selection, mixed});
   linear(ctx, mixed.reshape({q.dim(0), layer.dim()}), *layer.o, Activation::kNone, out);
 }
 
@@ -42,8 +50,7 @@ void join_history(Context& ctx, View q, View k, View v, ChunkPosition position, 
   const auto start = std::chrono::steady_clock::now();
   if (memory.cache->wants_queries()) memory.cache->observe_queries(ctx, q, position);
   memory.cache->commit(ctx, k, v, position);
-  memory.commit_ms +=
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  memory.commit_ms += ms_since(start);
 }
 
 }  // namespace
@@ -75,14 +82,22 @@ View Attention::values(Context& ctx, View h) const {
 }
 
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, std::optional<ChunkPosition> commit, View out,
+                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit, View out,
                     const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, &rope);
   const View k = layer.keys(ctx, h, &rope);
   const View v = layer.values(ctx, h);
   memory.cache->set_current(ctx, k, v);
-  attend_and_project(ctx, layer, q, memory.cache->view(), out, observer);
+  const KvView kv = memory.cache->view();
+  std::optional<Selection> selection;
+  if (sparse && memory.selector != nullptr) {
+    const auto start = std::chrono::steady_clock::now();
+    const int64_t frame_pages = (q.dim(0) + kPageTokens - 1) / kPageTokens;
+    selection = memory.selector->select(ctx, q, kv, frame_pages, 2 * frame_pages, layer.scale());
+    memory.select_ms += ms_since(start);
+  }
+  attend_and_project(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);
   if (commit) join_history(ctx, q, k, v, *commit, memory);
 }
 
@@ -98,14 +113,15 @@ void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& 
 void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out,
                      const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
-  attend_and_project(ctx, layer, layer.queries(ctx, h, nullptr), pages.view(), out, observer);
+  attend_and_project(ctx, layer, layer.queries(ctx, h, nullptr), pages.view(), nullptr, out,
+                     observer);
 }
 
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, &rope);
   const KvPages pages(ctx, layer.keys(ctx, h, &rope), layer.values(ctx, h));
-  attend_and_project(ctx, layer, q, pages.view(), out);
+  attend_and_project(ctx, layer, q, pages.view(), nullptr, out, nullptr);
 }
 
 }  // namespace longtake

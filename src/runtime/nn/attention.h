@@ -8,6 +8,7 @@
 #include <string>
 
 #include "attention/attend.h"
+#include "attention/select.h"
 #include "device/context.h"
 #include "kv/cache.h"
 #include "nn/weight_table.h"
@@ -56,13 +57,17 @@ using AttentionObserver = std::function<void(const AttentionRead&)>;
 // What one layer remembers of a rollout.
 struct Memory {
   std::unique_ptr<KvCache> cache;
-  double commit_ms = 0;  // spent on what joined the history, so far
+  std::unique_ptr<PageSelector> selector;  // AnnSA; null: every pass reads everything
+  double commit_ms = 0;                    // spent on what joined the history, so far
+  double select_ms = 0;                    // and on choosing what to read of it
 };
 
 // out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values
-// become the cache's current ones; with `commit` they join its history afterwards.
+// become the cache's current ones; with `commit` they join its history afterwards. `sparse`: only
+// what the selector chooses is read, if there is one; the first frame, the newest one and the chunk
+// itself always are.
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, std::optional<ChunkPosition> commit, View out,
+                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit, View out,
                     const AttentionObserver& observer = nullptr);
 
 // Only the keys and values of a clean chunk join the history: all that a last layer must do.

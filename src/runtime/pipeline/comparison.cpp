@@ -266,7 +266,7 @@ class Player {
           row.lockstep_psnr.add(quality);
           row.series.lockstep_psnr[static_cast<size_t>(frame)].add(quality);
           row.lockstep_ssim.add(ssim(made, expected, sizes_.width, sizes_.height));
-          row.lockstep_density = rollout.density();
+          if (!options_.free_running) row.density.add(rollout.density());
         }
         rollout.remember(ctx_, dense.latents[static_cast<size_t>(frame)]);
       }
@@ -285,6 +285,7 @@ class Player {
     };
     row.chunk_ms = median([](const ChunkStats& c) { return c.total_ms(); });
     row.denoise_ms = median([](const ChunkStats& c) { return c.denoise_ms; });
+    row.select_ms = median([](const ChunkStats& c) { return c.select_ms; });
     row.clean_ms = median([](const ChunkStats& c) { return c.clean_ms; });
     row.commit_ms = median([](const ChunkStats& c) { return c.commit_ms; });
     row.decode_ms = median([](const ChunkStats& c) { return c.decode_ms; });

@@ -57,13 +57,12 @@ struct MethodResult {
   // Lock step, at the probed frames.
   Mean lockstep_psnr, lockstep_ssim, lockstep_l2;  // decoded frame, dB; of the latent
   std::vector<AttentionScore> layers;              // sums over probes; mean() of each
-  double lockstep_density = 0;                     // keys held / history, at the last frame
   // Free running.
   Mean psnr, ssim, early_psnr;  // to the dense run; early: the first 64 generated frames
   Mean seen_psnr, return_psnr;  // to the truth on seen land; between own frames of one pose
   Mean sharpness;               // against the truth
   // Medians over the last quarter of the frames of all scenarios, ms.
-  double chunk_ms = 0, denoise_ms = 0, clean_ms = 0, commit_ms = 0, decode_ms = 0;
+  double chunk_ms = 0, denoise_ms = 0, select_ms = 0, clean_ms = 0, commit_ms = 0, decode_ms = 0;
   Mean density;                     // of the last chunk
   Mean cache_bytes, cache_entries;  // at the end; of the largest head
   int64_t merged_keys = 0, evicted_keys = 0;

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kMostFrames = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMostSteps = 1000;
+constexpr int64_t kMostLayers = 1000;
 constexpr double kMostNats = 1e6;
 constexpr double kMostBudget = 1e15;
 
@@ -62,11 +63,10 @@ std::string name_in(T value, Names<T> names) {
 const Names<std::string> kMemories = {
     {"full", "full"}, {"window", "window"}, {"tempcache", "tempcache"}};
 const Names<AnnEngine> kEngines = {{"lsh", AnnEngine::kLsh}, {"quant", AnnEngine::kQuant}};
+const Names<bool> kSelf = {{"dense", false}, {"annsa", true}};
 const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
 const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
-const Names<GroupBias> kBiases = {{"none", GroupBias::kNone},
-                                  {"logcount", GroupBias::kLogCount},
-                                  {"measured", GroupBias::kMeasured}};
+const Names<GroupBias> kBiases = {{"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}};
 
 const std::pair<const char*, double> kUnits[] = {{"", 1},         {"B", 1},       {"kB", 1e3},
                                                  {"MB", 1e6},     {"GB", 1e9},    {"KiB", 0x1p10},
@@ -94,6 +94,7 @@ struct Row {
 const std::vector<Row>& rows() {
   using Text = const std::string&;
   constexpr const char* kMerging = "memory=tempcache";
+  constexpr const char* kSparse = "self-attention=annsa";
   static const std::vector<Row> table = {
       {{"memory", "full | window | tempcache", "what is kept of the past", ""},
        [](Method& m, Text v) { m.memory.memory = choice(v, kMemories); },
@@ -111,8 +112,26 @@ const std::vector<Row>& rows() {
         "memory=window | memory=tempcache"},
        [](Method& m, Text v) { m.budget = v == "0" ? MemoryBudget{} : parse_budget(v); },
        [](const Method& m) { return shortest(m.budget.amount) + (m.budget.is_bytes ? "B" : ""); }},
-      {{"ann", "lsh | quant", "how like keys are found", kMerging},
-       [](Method& m, Text v) { m.memory.tempcache.ann = choice(v, kEngines); },
+      {{"self-attention", "dense | annsa", "annsa: queries read only the keys that resemble them",
+        ""},
+       [](Method& m, Text v) { m.sparse_self = choice(v, kSelf); },
+       [](const Method& m) { return name_in(m.sparse_self, kSelf); }},
+      {{"density", "0..1", "share of the keys that annsa reads", kSparse},
+       [](Method& m, Text v) { m.select.density = number<double>(v, 0, 1); },
+       [](const Method& m) { return shortest(m.select.density); }},
+      {{"dense-steps", "0..1", "share of the sampling steps, the first ones, without annsa",
+        kSparse},
+       [](Method& m, Text v) { m.dense_steps = number<double>(v, 0, 1); },
+       [](const Method& m) { return shortest(m.dense_steps); }},
+      {{"dense-layers", "NUMBER", "first layers without annsa", kSparse},
+       [](Method& m, Text v) { m.dense_layers = number<int64_t>(v, 0, kMostLayers); },
+       [](const Method& m) { return std::to_string(m.dense_layers); }},
+      {{"tile-queries", "NUMBER", "queries that share a choice of annsa", kSparse},
+       [](Method& m, Text v) { m.select.tile_queries = number<int64_t>(v, 1, kMostFrames); },
+       [](const Method& m) { return std::to_string(m.select.tile_queries); }},
+      {{"ann", "lsh | quant", "the index by which like keys are found",
+        "memory=tempcache | self-attention=annsa"},
+       [](Method& m, Text v) { m.memory.tempcache.ann = m.select.ann = choice(v, kEngines); },
        [](const Method& m) { return name_in(m.memory.tempcache.ann, kEngines); }},
       {{"exact-frames", "NUMBER", "newest frames, which do not merge yet", kMerging},
        [](Method& m, Text v) {
@@ -137,8 +156,7 @@ const std::vector<Row>& rows() {
       {{"merge-key", "mean | newest", "the key that stands for merged ones", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.key = choice(v, kKeys); },
        [](const Method& m) { return name_in(m.memory.tempcache.key, kKeys); }},
-      {{"merge-bias", "none | logcount | measured", "what is added to its logit",
-        "merge-rule=nats"},
+      {{"merge-bias", "none | logcount", "what is added to its logit", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.bias = choice(v, kBiases); },
        [](const Method& m) { return name_in(m.memory.tempcache.bias, kBiases); }},
       {{"steps", "NUMBER", "sampling steps a chunk; 0: the model's own", ""},
@@ -191,6 +209,8 @@ constexpr Preset kPresets[] = {
     {"dense", false, "memory=full"},
     {"window", false, "memory=window"},
     {"tempcache", true, "memory=tempcache"},
+    {"annsa", true, "self-attention=annsa"},
+    {"all", true, "memory=tempcache:self-attention=annsa"},
 };
 
 void apply_preset(const std::string& name, Method& method) {

@@ -1,5 +1,8 @@
 #include "pipeline/rollout.h"
 
+#include <cmath>
+#include <memory>
+
 #include "base/philox.h"
 #include "ops/elementwise.h"
 #include "pipeline/schedule.h"
@@ -17,6 +20,13 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   const CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (world::LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, memory);
+  dense_steps_ = num_steps();
+  if (method.sparse_self) {
+    dense_steps_ = std::llround(method.dense_steps * static_cast<double>(num_steps()));
+    for (size_t n = static_cast<size_t>(method.dense_layers); n < layers_.size(); ++n)
+      layers_[n].memory.selector =
+          std::make_unique<PageSelector>(sizes.num_heads, sizes.head_dim, method.select);
+  }
   const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
   velocity_ = Tensor(ctx.device(), DType::kF32, latent);
   noise_ = Tensor(ctx.device(), DType::kF32, latent);
@@ -62,17 +72,23 @@ void Rollout::remember(Context& ctx, View z, world::PassObserver* observer) {
 }
 
 world::Pass Rollout::pass(int64_t step, world::PassObserver* observer) {
-  return {levels_[static_cast<size_t>(step)], place_, layers_, observer};
+  const bool sparse = step >= dense_steps_ && step < num_steps();  // the clean pass reads all
+  return {levels_[static_cast<size_t>(step)], place_, layers_, sparse, observer};
 }
 
 double Rollout::density() const {
   const auto& sizes = model_.config.transformer;
   const auto own = static_cast<double>(sizes.frame_tokens());
   const double dense = own * static_cast<double>(frame_ + 1);
+  const double sparse_share =
+      1 - static_cast<double>(dense_steps_) / static_cast<double>(num_steps());
   double attended = 0;
-  for (const world::LayerState& layer : layers_)
-    attended += own + static_cast<double>(layer.memory.cache->total_entries()) /
-                          static_cast<double>(sizes.num_heads);
+  for (const world::LayerState& layer : layers_) {
+    const double held = own + static_cast<double>(layer.memory.cache->total_entries()) /
+                                  static_cast<double>(sizes.num_heads);
+    const double kept = layer.memory.selector ? layer.memory.selector->density() : 1;
+    attended += held * (1 - sparse_share * (1 - kept));
+  }
   return attended / (dense * static_cast<double>(layers_.size()));
 }
 

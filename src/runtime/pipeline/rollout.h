@@ -36,7 +36,8 @@ class Rollout {
 
   std::span<const world::LayerState> layers() const { return layers_; }
 
-  // Keys that a query of the frame in work sees, over those of the whole history and the frame.
+  // Query-key pairs of self attention at the sampling steps of the latest frame, over those of
+  // dense attention over the whole history.
   double density() const;
 
  private:
@@ -49,6 +50,7 @@ class Rollout {
   std::vector<world::LayerState> layers_;
   Tensor velocity_, noise_;  // [C, h, w]
   int64_t frame_ = 0;
+  int64_t dense_steps_ = 0;  // sampling steps that read the whole history
 };
 
 }  // namespace longtake

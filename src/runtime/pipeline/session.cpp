@@ -54,8 +54,8 @@ View Session::step(CameraPosition camera) {
   last_chunk_ = {};
   last_chunk_.first_frame = next_frame_;
   rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y);
-  last_chunk_.density = rollout_.density();
   rollout_.denoise(ctx_, options_.seed, latent_);
+  last_chunk_.density = rollout_.density();
   last_chunk_.denoise_ms = watch.lap_ms();
   rollout_.remember(ctx_, latent_);
   last_chunk_.clean_ms = watch.lap_ms();
@@ -78,9 +78,10 @@ void Session::remember(View rgb, CameraPosition camera) {
 void Session::finish_frame(CameraPosition camera) {
   camera_ = camera;
   ++next_frame_;
-  double commit_ms = -commit_ms_;
+  double commit_ms = -commit_ms_, select_ms = -select_ms_;
   for (const world::LayerState& layer : rollout_.layers()) {
     commit_ms += layer.memory.commit_ms;
+    select_ms += layer.memory.select_ms;
     const KvCache& cache = *layer.memory.cache;
     last_chunk_.cache_entries = std::max(last_chunk_.cache_entries, cache.entries());
     last_chunk_.cache_total_entries += cache.total_entries();
@@ -89,8 +90,8 @@ void Session::finish_frame(CameraPosition camera) {
     last_chunk_.cache_bytes += cache.bytes();
     last_chunk_.cache_bytes_used += cache.bytes_used();
   }
-  last_chunk_.commit_ms = commit_ms;
-  commit_ms_ += commit_ms;
+  commit_ms_ += last_chunk_.commit_ms = commit_ms;
+  select_ms_ += last_chunk_.select_ms = select_ms;
   last_chunk_.peak_rss_bytes = peak_rss_bytes();
 }
 

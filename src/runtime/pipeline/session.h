@@ -61,7 +61,7 @@ class Session {
   int64_t next_frame_ = 0;
   std::optional<CameraPosition> camera_;
   ChunkStats last_chunk_;
-  double commit_ms_ = 0;  // of all layers so far
+  double commit_ms_ = 0, select_ms_ = 0;  // of all layers so far
 };
 
 // The head of a state file; its history stays unread.

@@ -21,6 +21,7 @@ std::string RunStats::to_json() const {
                     {"first_frame", c.first_frame},
                     {"frames", c.num_frames},
                     {"denoise_ms", c.denoise_ms},
+                    {"select_ms", c.select_ms},
                     {"clean_ms", c.clean_ms},
                     {"commit_ms", c.commit_ms},
                     {"decode_ms", c.decode_ms},

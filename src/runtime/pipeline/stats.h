@@ -13,6 +13,7 @@ struct ChunkStats {
   int64_t first_frame = 0;
   int64_t num_frames = 1;
   double denoise_ms = 0;  // all sampling steps
+  double select_ms = 0;   // part of it: choosing what sparse attention reads
   double clean_ms = 0;    // the pass whose keys and values join the history
   double commit_ms = 0;   // part of it: matching, merging and storing what joins the history
   double decode_ms = 0;   // latents to pixels

@@ -175,7 +175,8 @@ void Transformer::run_layer(Context& ctx, int64_t index, const Pass& pass,
   }
 
   layer_norm(ctx, x, /*scale=*/part(1), /*shift=*/part(0), config_.eps, true, h);
-  self_attention(ctx, layer.self_attn, h, pass.place.rope, state.memory, commit, y, on_self);
+  self_attention(ctx, layer.self_attn, h, pass.place.rope, state.memory, pass.sparse, commit, y,
+                 on_self);
   add_gated(ctx, x, y, /*gate=*/part(2));
 
   layer_norm(ctx, x, layer.norm3_weight, layer.norm3_bias, config_.eps, false, h);

@@ -58,6 +58,7 @@ struct Pass {
   const Level& level;
   const Place& place;
   std::span<LayerState> layers;
+  bool sparse = false;  // layers with a selector read only what it chooses
   PassObserver* observer = nullptr;
 };
 

@@ -1,0 +1,77 @@
+// AnnSA: which pages of the history a tile of queries attends to.
+//
+// A page is known by its mean key. For every query an estimate of the mass that softmax would give
+// each page follows from it, by one of two engines:
+//   quant  the product of query and mean key, both in 8 bits with a scale each;
+//   lsh    the angle between them by the share of equal signs of random projections
+//          (Charikar 2002), times their lengths; keys are centred, which softmax does not see.
+// A tile of queries attends to the pages of most estimated mass, so many that the share of keys
+// read is the density asked for. Pages at both ends of the list that the caller names (sink, newest
+// frame, chunk in work) are always among them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ann/index.h"
+#include "attention/attend.h"
+#include "device/context.h"
+#include "kv/page.h"
+#include "tensor/tensor.h"
+
+namespace longtake {
+
+struct SelectOptions {
+  AnnEngine ann = AnnEngine::kLsh;
+  double density = 0.25;      // keys read over keys there, 0..1; the pages always read come first
+  int64_t tile_queries = 32;  // queries that share a list of pages
+  uint64_t seed = 0;          // of the random projections
+};
+
+class PageSelector {
+ public:
+  // Throws Error (kUsage) for options out of range.
+  PageSelector(int64_t num_heads, int64_t head_dim, const SelectOptions& options);
+
+  // Lists for q [L, N, D] over all pages of kv; valid until the next call. The first `first_pages`
+  // and last `last_pages` of every head are always read. Only pages that changed since the last
+  // call are looked at again.
+  Selection select(Context& ctx, View q, const KvView& kv, int64_t first_pages, int64_t last_pages,
+                   float scale);
+
+  // Keys read over keys there, of the last selection.
+  double density() const { return density_; }
+
+ private:
+  // What is known of a page as it was when last looked at.
+  struct Summary {
+    const std::byte* keys = nullptr;
+    uint32_t version = 0;
+    float log_weight = 0;  // log of the sum of exp(bias): how many plain keys the page is worth
+  };
+
+  struct Head {
+    std::vector<Summary> pages;
+    std::vector<float> means;  // [pages, D]
+    // Scratch of one selection.
+    std::vector<float> centred, columns, logits, mass;
+    std::vector<uint64_t> codes;
+    std::vector<int32_t> order;
+    std::vector<std::vector<int32_t>> lists;  // by tile
+    int64_t keys_read = 0, keys_there = 0;
+  };
+
+  void look_at(Head& head, const PageList& list, DType dtype);
+  void estimate(Head& head, const float* queries, int64_t count, float scale);
+  void choose(Head& head, const PageList& list, int64_t queries, int64_t first_pages,
+              int64_t last_pages);
+
+  int64_t head_dim_;
+  SelectOptions options_;
+  std::vector<float> directions_;  // [D, kSigns]: lsh
+  std::vector<Head> heads_;
+  std::vector<int32_t> offsets_, pages_;
+  double density_ = 1;
+};
+
+}  // namespace longtake
