@@ -165,7 +165,7 @@ TEST_F(Cli, Inspects) {
 }
 
 TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
-  expect_failure({}, 2, "command: expected generate or inspect");
+  expect_failure({}, 2, "command: expected generate, compare or inspect");
   expect_failure({"direct"}, 2, "found \"direct\"");
   expect_failure({"serve", "--port", "1"}, 2, "found serve");
   expect_failure({"generate"}, 2, "--out");
@@ -191,11 +191,12 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
   expect_failure(generate({"--memory", "elephant"}), 2,
                  "expected full or window or tempcache, found \"elephant\"");
   expect_failure(generate({"--preset", "fast"}), 2, "--method: expected dense | window");
-  expect_failure(generate({"--self-attention", "annsa"}), 2, "in this version");
+  expect_failure(generate({"--self-attention", "sparse"}), 2,
+                 "--self-attention: expected dense or annsa");
   expect_failure(generate({"--cross-attention", "annca"}), 2, "in this version");
   expect_failure(generate({"--step-cache", "teacache"}), 2, "in this version");
   expect_failure(generate({"--ann", "lsh"}), 2,
-                 "--ann: expected memory=tempcache beside it, found memory=full");
+                 "--ann: expected memory=tempcache | self-attention=annsa beside it");
   expect_failure(generate({"--ann", "tree"}), 2, "expected lsh or quant");
   expect_failure(generate({"--memory", "tempcache", "--merge-threshold", "-1"}), 2,
                  "--merge-threshold");
@@ -204,7 +205,9 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
       "--merge-threshold: expected a number in 0..1, found \"2\"");
   expect_failure(generate({"--memory", "tempcache", "--memory-budget", "767"}), 2,
                  "at least 768 keys per head");
-  expect_failure(generate({"--density", "0.2"}), 2, "in this version");
+  expect_failure(generate({"--density", "0.2"}), 2,
+                 "--density: expected self-attention=annsa beside it");
+  expect_failure(generate({"--preset", "annsa", "--density", "1.5"}), 2, "--density: expected");
   expect_failure(generate({"--dtype", "fp8"}), 2, "in this version");
   expect_failure(generate({"--decoder", "taehv"}), 2, "in this version");
   expect_failure(generate({"--device", "cuda"}), 2, "--device: expected cpu in this version");
@@ -217,6 +220,47 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
                  2, "--memory-budget: expected no window-frames beside it, found 4");
   expect_failure(generate({"--frames", "10000000"}), 2, "--memory full");
   EXPECT_FALSE(std::filesystem::exists(scratch_ / "v.mp4")) << "a refused run leaves nothing";
+}
+
+TEST_F(Cli, CompareWritesATableAndReports) {
+  const std::string out = scratch_ / "report";
+  write_text(scratch_ / "prompts.txt",
+             "# two scenarios\nD*2 A*2 | a winter land .\nan autumn land .\n");
+  const Result result =
+      run({"compare", "--model", kTinyModel, "--prompts", scratch_ / "prompts.txt", "--frames", "6",
+           "--probe-every", "2", "--methods", "window:2,all-lsh:exact-frames=1", "--out", out,
+           "--quiet"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  for (const char* name : {"dense", "window:2", "all-lsh:exact-frames=1"})
+    EXPECT_NE(result.out.find(name), std::string::npos) << result.out;
+  const auto report = nlohmann::json::parse(read_text(out + "/report.json"));
+  EXPECT_EQ(report["scenarios"], 2);
+  ASSERT_EQ(report["methods"].size(), 3U);
+  EXPECT_TRUE(report["methods"][0]["free"]["psnr"].is_null()) << "dense against itself";
+  EXPECT_TRUE(report["methods"][1]["free"]["psnr"].is_number());
+  EXPECT_TRUE(report["methods"][1]["lockstep"]["psnr"].is_number());
+  EXPECT_EQ(report["methods"][1]["series"]["ms"].size(), 6U);
+  const std::string page = read_text(out + "/report.html");
+  EXPECT_NE(page.find("data:video/mp4;base64,"), std::string::npos);
+  EXPECT_EQ(page.find("http"), std::string::npos) << "the page needs no network";
+}
+
+TEST_F(Cli, CompareRefusesBadInput) {
+  const auto compare = [&](const Args& more) {
+    Args args = {"compare", "--model", kTinyModel, "--out", scratch_ / "report"};
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  };
+  expect_failure({"compare", "--model", kTinyModel}, 2, "--out: expected a folder");
+  expect_failure(compare({"--methods", "dense,windows"}), 2,
+                 "--methods: \"windows\": method: expected dense | window");
+  expect_failure(compare({"--methods", "window:1:sink-frames=1"}), 2, "room for 2 frames");
+  expect_failure(compare({"--frames", "20"}), 2, "--frames: expected more than the 32 given ones");
+  write_text(scratch_ / "prompts.txt", "a winter land .\nd*3 q | a land .\n");
+  expect_failure(compare({"--prompts", scratch_ / "prompts.txt"}), 3, "line 2");
+  write_text(scratch_ / "prompts.txt", "# nothing\n");
+  expect_failure(compare({"--prompts", scratch_ / "prompts.txt"}), 3, "at least one prompt");
+  expect_failure(compare({"--prompts", scratch_ / "prompts.txt", "--maps", "3"}), 2, "--maps");
 }
 
 TEST_F(Cli, UnwritablePlacesAreFoundAtTheStart) {
