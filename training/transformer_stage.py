@@ -255,9 +255,10 @@ class TransformerTrainer:
             if probe_weight > 0:
                 found, logged["text"] = self.text_loss([(batch.ids, batch.properties, text), self.prompts()])
                 loss = loss + probe_weight * found
-                if kind == "shots":
-                    found, logged["stream"] = self.stream_loss(batch, stream)
-                    loss = loss + probe_weight * found
+                # Frames with context too: land of another region must not go on with the theme of the last one.
+                name, frames_asked = ("stream", WITHOUT_CONTEXT) if kind == "shots" else ("seen", slice(None))
+                found, logged[name] = self.stream_loss(batch, stream, frames_asked)
+                loss = loss + probe_weight * found
         return loss, logged
 
     def prompts(self, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,10 +278,10 @@ class TransformerTrainer:
             targets.append(token_properties(x, y, properties))
         return property_loss(torch.cat(logits), torch.cat(targets))
 
-    def stream_loss(self, batch: Batch, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of the stream probe, on the frames of `shots` clips that are made from text alone."""
-        x, y = (v[:, WITHOUT_CONTEXT].flatten(1) for v in self.net.world_coordinates(batch.camera))
-        logits = self.stream_probe(stream[:, WITHOUT_CONTEXT].flatten(1, 2))
+    def stream_loss(self, batch: Batch, stream: Tensor, frames: list[int] | slice) -> tuple[Tensor, Tensor]:
+        """The same of the stream probe, on some frames of every clip: of `shots` those made from text alone."""
+        x, y = (v[:, frames].flatten(1) for v in self.net.world_coordinates(batch.camera))
+        logits = self.stream_probe(stream[:, frames].flatten(1, 2))
         return property_loss(logits, token_properties(x, y, batch.properties))
 
     # ---- the run ----
