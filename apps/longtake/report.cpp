@@ -326,11 +326,12 @@ std::string to_html(const ComparisonResult& result, const std::string& folder) {
       "content=\"width=device-width\"><title>longtake: comparison</title>";
   page += kStyle + std::string("</style>");
   page += fmt::format(
-      "<h1>longtake: comparison</h1><p>{} scenarios of {} frames, the first {} given; model {}, {} "
+      "<h1>longtake: comparison</h1><p>{} played, {} frames each, the first {} given; model {}, {} "
       "on {}, {} threads. The first method is dense attention over the whole history; all errors "
       "are against it unless they name the truth.</p>",
-      result.num_scenarios, result.num_frames, result.num_primed, escaped(result.model),
-      result.dtype, result.device, result.threads);
+      str(result.num_scenarios, result.num_scenarios == 1 ? " scenario" : " scenarios"),
+      result.num_frames, result.num_primed, escaped(result.model), result.dtype, result.device,
+      result.threads);
   page += "<div class=\"scroll\"><table><tr>";
   for (const Column& column : columns())
     page += fmt::format("<th>{}<small>{}</small></th>", column.head, column.unit);
