@@ -1,12 +1,14 @@
 // Figures of merit against closed cases and plain loops.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "core_support.h"
 #include "metrics/attention.h"
 #include "metrics/image.h"
+#include "pipeline/comparison.h"
 #include "pipeline/scenario.h"
 #include "pipeline/truth.h"
 
@@ -116,6 +118,151 @@ TEST(AttentionScore, OfMergedEqualKeysIsPerfectWithLogCount) {
   // An evicted key is nobody's.
   score = score_attention(q, dense.view(), kept, nullptr, {{-1, 0, 1}}, 0.25F, 1);
   EXPECT_LT(score.mean().recall, 0.99);
+}
+
+// Plain sums over one query of one head; q, k, v rounded to the dtype by the caller.
+struct PlainAttention {
+  std::vector<double> p, out;
+
+  PlainAttention(View q, View k, View v, int64_t token, int64_t head, double scale,
+                 const std::vector<char>& read) {
+    const int64_t count = k.dim(0), heads = k.dim(1), dim = k.dim(2);
+    const auto qs = test::values(q), ks = test::values(k), vs = test::values(v);
+    const auto at = [&](int64_t row, int64_t d) {
+      return static_cast<size_t>((row * heads + head) * dim + d);
+    };
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      double dot = 0;
+      for (int64_t d = 0; d < dim; ++d) dot += qs[at(token, d)] * ks[at(i, d)];
+      p.push_back(read[static_cast<size_t>(i)] ? std::exp(dot * scale) : 0);
+      sum += p.back();
+    }
+    out.assign(static_cast<size_t>(dim), 0.0);
+    for (int64_t i = 0; i < count; ++i) {
+      p[static_cast<size_t>(i)] /= sum;
+      for (int64_t d = 0; d < dim; ++d)
+        out[static_cast<size_t>(d)] += p[static_cast<size_t>(i)] * vs[at(i, d)];
+    }
+  }
+};
+
+// 150 keys of 2 heads are 2 full pages and one of 22; 37 queries are 2 full tiles and one of 5.
+class SelectedScore : public ::testing::TestWithParam<DType> {};
+
+TEST_P(SelectedScore, EqualsPlainSums) {
+  constexpr int64_t kKeys = 150, kQueries = 37, kTile = 16, kStride = 3;
+  constexpr float kScale = 0.25F;
+  Context ctx;
+  const Tensor q = test::random_tensor(GetParam(), {kQueries, 2, 16}, 0, 2);
+  const Tensor k = test::random_tensor(GetParam(), {kKeys, 2, 16}, 1);
+  const Tensor v = test::random_tensor(GetParam(), {kKeys, 2, 16}, 2);
+  const KvPages pages(ctx, k, v);
+  const std::vector<int32_t> offsets = {0, 1, 3, 4, 7, 9, 10},
+                             list = {2, 0, 2, 1, 0, 1, 2, 1, 2, 0};
+  const Selection selection{kTile, offsets, list};
+  AttentionScore expected;
+  for (int64_t head = 0; head < 2; ++head) {
+    for (int64_t token = kStride / 2; token < kQueries; token += kStride) {
+      const auto row = static_cast<size_t>(head * 3 + token / kTile);
+      std::vector<char> read(kKeys, 0);
+      for (int32_t i = offsets[row]; i < offsets[row + 1]; ++i) {
+        const int64_t begin = list[static_cast<size_t>(i)] * kPageTokens;
+        for (int64_t key = begin; key < std::min(kKeys, begin + kPageTokens); ++key)
+          read[static_cast<size_t>(key)] = 1;
+      }
+      const PlainAttention dense(q, k, v, token, head, kScale, std::vector<char>(kKeys, 1));
+      const PlainAttention own(q, k, v, token, head, kScale, read);
+      AttentionScore one;
+      one.count = 1;
+      int64_t num_read = 0;
+      double difference = 0, norm = 0;
+      for (size_t i = 0; i < read.size(); ++i) {
+        num_read += read[i];
+        one.recall += read[i] ? dense.p[i] : 0;
+        one.overlap += std::min(dense.p[i], own.p[i]);
+      }
+      auto best = dense.p;
+      std::sort(best.rbegin(), best.rend());
+      for (int64_t i = 0; i < num_read; ++i) one.oracle += best[static_cast<size_t>(i)];
+      for (size_t d = 0; d < own.out.size(); ++d) {
+        difference += std::pow(own.out[d] - dense.out[d], 2);
+        norm += std::pow(dense.out[d], 2);
+      }
+      one.error = std::sqrt(difference / norm);
+      one.density = static_cast<double>(num_read) / kKeys;
+      one.tile_density = static_cast<double>(offsets[row + 1] - offsets[row]) * kPageTokens / kKeys;
+      expected.add(one);
+    }
+  }
+  const AttentionScore score =
+      score_attention(q, pages.view(), pages.view(), &selection, {}, kScale, kStride);
+  EXPECT_EQ(score.count, expected.count);
+  EXPECT_NEAR(score.recall, expected.recall, 1e-9);
+  EXPECT_NEAR(score.oracle, expected.oracle, 1e-9);
+  EXPECT_NEAR(score.overlap, expected.overlap, 1e-9);
+  EXPECT_NEAR(score.error, expected.error, 1e-9);
+  EXPECT_NEAR(score.density, expected.density, 1e-9);
+  EXPECT_NEAR(score.tile_density, expected.tile_density, 1e-9);
+  EXPECT_LT(score.recall, score.oracle);
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, SelectedScore, ::testing::Values(DType::kF32, DType::kBF16));
+
+TEST(AttentionScore, OfNothingReadIsAFigure) {
+  Context ctx;
+  const Tensor q = test::random_tensor(DType::kF32, {4, 1, 16}, 0);
+  const KvPages pages(ctx, test::random_tensor(DType::kF32, {70, 1, 16}, 1),
+                      test::random_tensor(DType::kF32, {70, 1, 16}, 2));
+  const std::vector<int32_t> offsets = {0, 0};
+  const Selection nothing{4, offsets, {}};
+  const AttentionScore score =
+      score_attention(q, pages.view(), pages.view(), &nothing, {}, 0.25F, 1).mean();
+  EXPECT_EQ(score.recall, 0);
+  EXPECT_EQ(score.oracle, 0);
+  EXPECT_EQ(score.overlap, 0);
+  EXPECT_EQ(score.density, 0);
+  EXPECT_EQ(score.error, 1) << "attend gives zeros";
+}
+
+// The trainer's measures and ours are one: the expected figures are what seen_land_psnr,
+// return_psnr and gradient of training/evaluate.py print for two maps from seed 5, 200 frames, and
+// the truth with every byte of frame f xor 1 + f % 7 in place of a rollout.
+TEST(Truth, FiguresAreTheTrainers) {
+  struct Expected {
+    Route route;
+    double seen, returned;
+    int64_t pairs;
+  };
+
+  constexpr Expected kExpected[] = {{Route::kExact, 38.99459, 31.16149, 12},
+                                    {Route::kOffPhase, 39.05559, 31.23834, 12}};
+  for (const Expected& expected : kExpected) {
+    Mean seen, returned;
+    for (const Scenario& scenario : map_scenarios(5, 2, expected.route, 200)) {
+      std::vector<std::vector<uint8_t>> truth, made;
+      for (int64_t frame = 0; frame < scenario.num_frames(); ++frame) {
+        truth.emplace_back(128 * 256 * 3);
+        scenario.render_truth(frame, truth.back());
+        made.push_back(truth.back());
+        for (uint8_t& value : made.back()) value ^= static_cast<uint8_t>(1 + frame % 7);
+        const auto mask = seen_mask(scenario, frame);
+        const auto share = static_cast<double>(std::count(mask.begin(), mask.end(), 1)) /
+                           static_cast<double>(mask.size());
+        if (frame >= scenario.num_primed && share >= kSeenShare)
+          seen.add(psnr(made.back(), truth.back(), mask));
+      }
+      for (const ReturnPair pair : return_pairs(scenario))
+        returned.add(return_psnr(scenario, pair, made[static_cast<size_t>(pair.late)],
+                                 made[static_cast<size_t>(pair.early)]));
+      if (expected.route == Route::kExact && scenario.seed == 5) {
+        EXPECT_NEAR(gradient(made[100], 256, 128) / gradient(truth[100], 256, 128), 1.22999, 1e-4);
+      }
+    }
+    EXPECT_NEAR(seen.value(), expected.seen, 1e-3);
+    EXPECT_NEAR(returned.value(), expected.returned, 1e-3);
+    EXPECT_EQ(returned.count(), expected.pairs);
+  }
 }
 
 TEST(Truth, SeenLandAndReturns) {

@@ -27,7 +27,7 @@ AttentionScore over_layers(const MethodResult& row) {
   for (const AttentionScore& layer : row.layers) sum.add(layer);
   if (sum.count > 0) return sum.mean();
   constexpr double kUnknown = NAN;
-  return {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, 0};
+  return {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, 0};
 }
 
 struct Column {
@@ -75,11 +75,9 @@ ordered_json series_json(const std::vector<Mean>& series) {
 }
 
 ordered_json score_json(const AttentionScore& score) {
-  return {{"recall", number(score.recall)},
-          {"oracle_recall", number(score.oracle)},
-          {"overlap", number(score.overlap)},
-          {"output_error", number(score.error)},
-          {"density", number(score.density)}};
+  return {{"recall", number(score.recall)},   {"oracle_recall", number(score.oracle)},
+          {"overlap", number(score.overlap)}, {"output_error", number(score.error)},
+          {"density", number(score.density)}, {"tile_density", number(score.tile_density)}};
 }
 
 std::string escaped(const std::string& text) {

@@ -35,7 +35,8 @@ struct Keys {
   }
 };
 
-// Softmax of one query over keys; those not `read` get 0. Writes out [D], the mean of values.
+// Softmax of one query over keys; those not `read` get 0, and all do where none is read or every
+// one is masked. Writes out [D], the mean of values.
 std::vector<double> probabilities(const float* q, const Keys& keys, int64_t dim, double scale,
                                   const std::vector<char>& read, std::vector<double>& out) {
   std::vector<double> p(static_cast<size_t>(keys.count), 0.0);
@@ -43,14 +44,19 @@ std::vector<double> probabilities(const float* q, const Keys& keys, int64_t dim,
   for (int64_t i = 0; i < keys.count; ++i) {
     const auto n = static_cast<size_t>(i);
     if (!read[n]) continue;
-    float dot = 0;
-    for (int64_t d = 0; d < dim; ++d) dot += q[d] * keys.keys[static_cast<size_t>(i * dim + d)];
-    p[n] = double{dot} * scale + keys.bias[n];
+    double dot = 0;
+    for (int64_t d = 0; d < dim; ++d)
+      dot += double{q[d]} * double{keys.keys[static_cast<size_t>(i * dim + d)]};
+    p[n] = dot * scale + keys.bias[n];
     most = std::max(most, p[n]);
+  }
+  out.assign(static_cast<size_t>(dim), 0.0);
+  if (most == -INFINITY) {
+    std::fill(p.begin(), p.end(), 0.0);
+    return p;
   }
   double sum = 0;
   for (size_t n = 0; n < p.size(); ++n) sum += p[n] = read[n] ? std::exp(p[n] - most) : 0;
-  out.assign(static_cast<size_t>(dim), 0.0);
   for (size_t n = 0; n < p.size(); ++n) {
     if ((p[n] /= sum) < 1e-12) continue;
     for (size_t d = 0; d < out.size(); ++d)
@@ -67,12 +73,13 @@ void AttentionScore::add(const AttentionScore& other) {
   overlap += other.overlap;
   error += other.error;
   density += other.density;
+  tile_density += other.tile_density;
   count += other.count;
 }
 
 AttentionScore AttentionScore::mean() const {
   const double n = std::max<double>(1, static_cast<double>(count));
-  return {recall / n, oracle / n, overlap / n, error / n, density / n, 1};
+  return {recall / n, oracle / n, overlap / n, error / n, density / n, tile_density / n, 1};
 }
 
 AttentionScore score_attention(View q, const KvView& dense, const KvView& kept,
@@ -101,16 +108,16 @@ AttentionScore score_attention(View q, const KvView& dense, const KvView& kept,
         const T* from = q.data<T>() + (token * q.dim(1) + head) * dim;
         for (int64_t d = 0; d < dim; ++d) row[static_cast<size_t>(d)] = static_cast<float>(from[d]);
       });
-      std::vector<char> read(static_cast<size_t>(left.count), selection == nullptr);
+      const size_t num_pages = kept.heads[static_cast<size_t>(head)].size();
+      std::vector<char> chosen(num_pages, selection == nullptr);
       if (selection != nullptr) {
         const int64_t tiles = (q.dim(0) + selection->tile_queries - 1) / selection->tile_queries;
         const auto list = static_cast<size_t>(head * tiles + token / selection->tile_queries);
-        std::vector<char> chosen(kept.heads[static_cast<size_t>(head)].size(), 0);
         for (int32_t i = selection->offsets[list]; i < selection->offsets[list + 1]; ++i)
           chosen[static_cast<size_t>(selection->pages[static_cast<size_t>(i)])] = 1;
-        for (size_t i = 0; i < read.size(); ++i)
-          read[i] = chosen[static_cast<size_t>(left.page[i])];
       }
+      std::vector<char> read(static_cast<size_t>(left.count));
+      for (size_t i = 0; i < read.size(); ++i) read[i] = chosen[static_cast<size_t>(left.page[i])];
       const auto p = probabilities(row.data(), all, dim, scale, everything, dense_out);
       const auto own = probabilities(row.data(), left, dim, scale, read, out);
       AttentionScore one;
@@ -124,6 +131,9 @@ AttentionScore score_attention(View q, const KvView& dense, const KvView& kept,
       for (size_t i = 0; i < mass.size(); ++i) one.overlap += std::min(mass[i], own[i]);
       const auto num_read = std::count(read.begin(), read.end(), 1);
       one.density = static_cast<double>(num_read) / static_cast<double>(all.count);
+      one.tile_density =
+          static_cast<double>(kPageTokens * std::count(chosen.begin(), chosen.end(), 1)) /
+          static_cast<double>(all.count);
       std::vector<double> best = p;
       const auto most = std::min<int64_t>(num_read, all.count);
       std::nth_element(best.begin(), best.begin() + std::max<int64_t>(0, most - 1), best.end(),

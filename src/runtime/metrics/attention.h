@@ -15,12 +15,12 @@ namespace longtake {
 
 // Sums over queries and heads; mean() of each is the figure.
 struct AttentionScore {
-  double recall = 0;  // dense mass on the pages kept
-  double oracle = 0;  // dense mass on as many keys, the best ones of each query
-  double overlap =
-      0;             // sum over entries of min(dense mass of the members, mass given to the entry)
-  double error = 0;  // relative L2 of the output
-  double density = 0;  // keys read / keys of dense attention
+  double recall = 0;        // dense mass on the pages kept
+  double oracle = 0;        // dense mass on as many keys, the best ones of each query
+  double overlap = 0;       // over entries: min(dense mass of the members, mass given to the entry)
+  double error = 0;         // relative L2 of the output; 1 where nothing is read
+  double density = 0;       // keys read / keys of dense attention
+  double tile_density = 0;  // slots of the pages read, unused ones too / keys of dense attention
   int64_t count = 0;
 
   void add(const AttentionScore& other);
