@@ -193,10 +193,14 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
   expect_failure(generate({"--preset", "fast"}), 2, "--method: expected dense | window");
   expect_failure(generate({"--self-attention", "sparse"}), 2,
                  "--self-attention: expected dense or annsa");
-  expect_failure(generate({"--cross-attention", "annca"}), 2, "in this version");
+  expect_failure(generate({"--cross-attention", "sparse"}), 2,
+                 "--cross-attention: expected dense or annca");
+  expect_failure(generate({"--prompt-density", "0.2"}), 2,
+                 "--prompt-density: expected cross-attention=annca beside it");
   expect_failure(generate({"--step-cache", "teacache"}), 2, "in this version");
-  expect_failure(generate({"--ann", "lsh"}), 2,
-                 "--ann: expected memory=tempcache | self-attention=annsa beside it");
+  expect_failure(
+      generate({"--ann", "lsh"}), 2,
+      "--ann: expected memory=tempcache | self-attention=annsa | cross-attention=annca beside it");
   expect_failure(generate({"--ann", "tree"}), 2, "expected lsh or quant");
   expect_failure(generate({"--memory", "tempcache", "--merge-threshold", "-1"}), 2,
                  "--merge-threshold");

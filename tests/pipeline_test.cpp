@@ -12,6 +12,7 @@
 #include "device/buffer.h"
 #include "models/world/model.h"
 #include "ops/linear.h"
+#include "pipeline/comparison.h"
 #include "pipeline/schedule.h"
 #include "pipeline/session.h"
 #include "pipeline/stats.h"
@@ -85,13 +86,15 @@ TEST(Walk, TheTourReturns) {
 }
 
 TEST(Method, ReadsBackWhatItSpells) {
-  EXPECT_EQ(parse_method("dense").to_string(), "memory=full:self-attention=dense:steps=0");
+  EXPECT_EQ(parse_method("dense").to_string(),
+            "memory=full:self-attention=dense:cross-attention=dense:steps=0");
   EXPECT_EQ(parse_method("window:37").to_string(),
             "memory=window:sink-frames=1:window-frames=37:memory-budget=0:self-attention=dense:"
-            "steps=0");
+            "cross-attention=dense:steps=0");
   for (const char* text :
        {"tempcache", "tempcache-quant:merge-threshold=0.25:exact-frames=2", "memory=window:steps=2",
-        "tempcache:merge-rule=paper", "window:memory-budget=64MiB:sink-frames=0"}) {
+        "tempcache:merge-rule=paper", "annca-quant:prompt-rule=match", "all",
+        "window:memory-budget=64MiB:sink-frames=0"}) {
     const std::string spelled = parse_method(text).to_string();
     EXPECT_EQ(parse_method(spelled).to_string(), spelled) << text;
   }
@@ -216,6 +219,49 @@ TEST(Session, AGivenFrameIsRemembered) {
   EXPECT_EQ(primed.next_frame(), 1);
   play(plain, 1);
   EXPECT_NE(play(plain, 1), play(primed, 1));
+}
+
+// Methods that read all that dense attention reads: whatever the instruments then find is their own
+// mistake.
+TEST(Comparison, MethodsEqualToDenseScoreFully) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  Scenario scenario;
+  scenario.prompt = "a winter land with a red tower .";
+  scenario.cameras.resize(7);
+  std::vector<NamedMethod> methods;
+  for (const char* name : {"dense", "window:100", "annsa-lsh:density=1:dense-layers=0",
+                           "annca-quant:prompt-density=1", "annca-lsh:prompt-density=0.2"})
+    methods.push_back({name, parse_method(name)});
+  ComparisonOptions options;
+  options.free_running = false;
+  options.probe_every = options.score_every = options.score_stride = 1;
+  const ComparisonResult result = compare(
+      ctx, model, {scenario}, methods, options, [] { return false; }, [](const auto&) {});
+  for (size_t m = 1; m < methods.size(); ++m) {
+    const MethodResult& row = result.methods[m];
+    const bool equal = m + 1 < methods.size();
+    if (equal) {
+      EXPECT_LT(row.lockstep_l2.value(), 1e-5) << row.name;
+    } else {
+      EXPECT_GT(row.lockstep_l2.value(), 1e-5) << row.name;
+    }
+    for (const AttentionScore& sum : row.layers) {
+      const AttentionScore score = sum.mean();
+      EXPECT_GT(sum.count, 0);
+      for (const double figure : {score.recall, score.oracle, score.overlap, score.density})
+        EXPECT_NEAR(figure, 1, 1e-6) << row.name;
+      EXPECT_LT(score.error, 1e-6) << row.name;
+    }
+    for (const AttentionScore& sum : row.prompt_layers) {
+      ASSERT_EQ(sum.count > 0, methods[m].method.sparse_prompt) << row.name;
+      if (sum.count == 0) continue;
+      const AttentionScore score = sum.mean();
+      EXPECT_EQ(score.recall > 1 - 1e-6, equal) << row.name;
+      EXPECT_GE(score.oracle + 1e-9, score.recall) << row.name;
+      EXPECT_NEAR(score.density, equal ? 1 : 2.0 / 7, equal ? 1e-6 : 0.1) << row.name;
+    }
+  }
 }
 
 TEST(Session, RefusesBadPrompts) {

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "ann/project.h"
+#include "attention/prompt_select.h"
 #include "attention/select.h"
 #include "base/error.h"
 #include "core_support.h"
@@ -129,6 +130,110 @@ TEST(SelectOptions, AreChecked) {
        {SelectOptions{AnnEngine::kLsh, 1.5, 32, 0}, SelectOptions{AnnEngine::kLsh, NAN, 32, 0},
         SelectOptions{AnnEngine::kQuant, 0.5, 0, 0}})
     EXPECT_THROW(PageSelector(1, 64, bad), Error);
+}
+
+class PromptSelect : public testing::TestWithParam<std::tuple<AnnEngine, PromptRule, DType>> {
+ protected:
+  PromptSelectOptions options(double density) const {
+    return {std::get<0>(GetParam()), std::get<1>(GetParam()), density, 5};
+  }
+
+  DType dtype() const { return std::get<2>(GetParam()); }
+};
+
+TEST_P(PromptSelect, EverythingKeptEqualsDenseBitForBit) {
+  for (const int64_t tokens : {1, 63, 64, 65, 150}) {
+    Problem p(dtype(), 33, tokens, 3, 32);
+    PromptSelector selector(3, 32, options(1));
+    selector.set_prompt(p.ctx, p.pages.view());
+    const Tensor dense({}, DType::kF32, p.q.shape());
+    const Tensor pruned({}, DType::kF32, p.q.shape());
+    attend(p.ctx, p.q, p.pages.view(), p.scale(), dense);
+    for (const bool chosen : {false, true}) {
+      if (chosen) selector.choose(p.ctx, p.q, p.scale());
+      attend(p.ctx, p.q, selector.kept(), p.scale(), pruned);
+      EXPECT_EQ(test::values(pruned), test::values(dense)) << tokens << " tokens, " << chosen;
+      EXPECT_EQ(selector.density(), 1);
+    }
+  }
+}
+
+// What is read is dense attention over the kept tokens alone, in the prompt's order.
+TEST_P(PromptSelect, ReadsTheKeptTokensAndNoOthers) {
+  Problem p(dtype(), 40, 131, 2, 32);
+  PromptSelector selector(2, 32, options(0.5));
+  selector.set_prompt(p.ctx, p.pages.view());
+  for (int round = 0; round < 2; ++round) {  // choosing again starts anew
+    selector.choose(p.ctx, p.q, p.scale());
+    EXPECT_NEAR(selector.density(), 66.0 / 131, 1e-9);
+    const Tensor out({}, DType::kF32, p.q.shape());
+    attend(p.ctx, p.q, selector.kept(), p.scale(), out);
+    for (int64_t head = 0; head < 2; ++head) {
+      const std::vector<int32_t>& members = selector.members()[static_cast<size_t>(head)];
+      std::vector<int64_t> kept;
+      for (int64_t token = 0; token < 131; ++token) {
+        const int32_t entry = members[static_cast<size_t>(token)];
+        if (entry < 0) continue;
+        EXPECT_EQ(entry, static_cast<int32_t>(kept.size()));
+        kept.push_back(token);
+      }
+      ASSERT_EQ(kept.size(), 66U);
+      const auto element = [&](const Tensor& x, int64_t token, int64_t d) {
+        return double{test::values(x)[static_cast<size_t>((token * 2 + head) * 32 + d)]};
+      };
+      for (const int64_t t : {0, 39}) {
+        double sum = 0;
+        std::vector<double> mean(32, 0.0);
+        for (const int64_t token : kept) {
+          double dot = 0;
+          for (int64_t d = 0; d < 32; ++d) dot += element(p.q, t, d) * element(p.k, token, d);
+          const double weight = std::exp(dot * double{p.scale()});
+          sum += weight;
+          for (int64_t d = 0; d < 32; ++d)
+            mean[static_cast<size_t>(d)] += weight * element(p.v, token, d);
+        }
+        for (int64_t d = 0; d < 32; ++d)
+          EXPECT_NEAR(element(out, t, d), mean[static_cast<size_t>(d)] / sum,
+                      dtype() == DType::kF32 ? 1e-4 : 3e-2);
+      }
+    }
+  }
+}
+
+// Tokens that look along one query each: every engine and rule must keep them.
+TEST_P(PromptSelect, KeepsWhatTheQueriesMatch) {
+  Problem p(DType::kF32, 32, 90, 1, 64);
+  const std::vector<int64_t> wanted = {3, 40, 64, 89};
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    for (int64_t d = 0; d < 64; ++d)
+      p.k.data<float>()[wanted[i] * 64 + d] =
+          3 * p.q.data<float>()[static_cast<int64_t>(7 * i) * 64 + d];
+  }
+  const KvPages pages(p.ctx, p.k, p.v);
+  PromptSelector selector(1, 64, options(4.0 / 90));
+  selector.set_prompt(p.ctx, pages.view());
+  selector.choose(p.ctx, p.q, p.scale());
+  std::vector<int64_t> kept;
+  for (int64_t token = 0; token < 90; ++token) {
+    if (selector.members()[0][static_cast<size_t>(token)] >= 0) kept.push_back(token);
+  }
+  EXPECT_EQ(kept, wanted);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, PromptSelect,
+    testing::Combine(testing::Values(AnnEngine::kLsh, AnnEngine::kQuant),
+                     testing::Values(PromptRule::kMatch, PromptRule::kMass),
+                     testing::Values(DType::kF32, DType::kBF16)),
+    [](const auto& param) {
+      return std::string(std::get<0>(param.param) == AnnEngine::kLsh ? "lsh" : "quant") +
+             (std::get<1>(param.param) == PromptRule::kMatch ? "_match_" : "_mass_") +
+             name_of(std::get<2>(param.param));
+    });
+
+TEST(PromptSelectOptions, AreChecked) {
+  for (const double density : {-0.1, 1.1, static_cast<double>(NAN)})
+    EXPECT_THROW(PromptSelector(1, 64, {AnnEngine::kLsh, PromptRule::kMass, density, 0}), Error);
 }
 
 TEST(Project, EqualsPlainLoops) {

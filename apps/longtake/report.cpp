@@ -22,9 +22,9 @@ std::string percent(double value) {
 }
 
 // Mean over layers and probes.
-AttentionScore over_layers(const MethodResult& row) {
+AttentionScore over(const std::vector<AttentionScore>& layers) {
   AttentionScore sum;
-  for (const AttentionScore& layer : row.layers) sum.add(layer);
+  for (const AttentionScore& layer : layers) sum.add(layer);
   if (sum.count > 0) return sum.mean();
   constexpr double kUnknown = NAN;
   return {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, 0};
@@ -42,10 +42,12 @@ const std::vector<Column>& columns() {
       {"method", "", [](Row r, Row) { return r.name; }},
       {"lock step", "dB", [](Row r, Row) { return figure(r.lockstep_psnr.value(), 1); }},
       {"rel. L2", "", [](Row r, Row) { return figure(r.lockstep_l2.value(), 4); }},
-      {"recall", "%", [](Row r, Row) { return percent(over_layers(r).recall); }},
-      {"oracle", "%", [](Row r, Row) { return percent(over_layers(r).oracle); }},
-      {"overlap", "%", [](Row r, Row) { return percent(over_layers(r).overlap); }},
+      {"recall", "%", [](Row r, Row) { return percent(over(r.layers).recall); }},
+      {"oracle", "%", [](Row r, Row) { return percent(over(r.layers).oracle); }},
+      {"overlap", "%", [](Row r, Row) { return percent(over(r.layers).overlap); }},
       {"density", "%", [](Row r, Row) { return percent(r.density.value()); }},
+      {"prompt recall", "%", [](Row r, Row) { return percent(over(r.prompt_layers).recall); }},
+      {"of", "%", [](Row r, Row) { return percent(over(r.prompt_layers).density); }},
       {"free 64", "dB", [](Row r, Row) { return figure(r.early_psnr.value(), 1); }},
       {"free", "dB", [](Row r, Row) { return figure(r.psnr.value(), 1); }},
       {"SSIM", "", [](Row r, Row) { return figure(r.ssim.value(), 3); }},
@@ -264,10 +266,13 @@ std::string to_table(const ComparisonResult& result) {
 std::string to_json(const ComparisonResult& result) {
   ordered_json methods = ordered_json::array();
   for (const MethodResult& row : result.methods) {
-    ordered_json layers = ordered_json::array();
-    for (const AttentionScore& layer : row.layers) {
-      if (layer.count > 0) layers.push_back(score_json(layer.mean()));
-    }
+    const auto by_layer = [](const std::vector<AttentionScore>& layers) {
+      ordered_json out = ordered_json::array();
+      for (const AttentionScore& layer : layers) {
+        if (layer.count > 0) out.push_back(score_json(layer.mean()));
+      }
+      return out;
+    };
     methods.push_back({{"name", row.name},
                        {"options", row.options},
                        {"lockstep",
@@ -275,8 +280,10 @@ std::string to_json(const ComparisonResult& result) {
                          {"psnr", number(row.lockstep_psnr.value())},
                          {"ssim", number(row.lockstep_ssim.value())},
                          {"relative_l2", number(row.lockstep_l2.value())},
-                         {"attention", score_json(over_layers(row))},
-                         {"layers", layers}}},
+                         {"attention", score_json(over(row.layers))},
+                         {"layers", by_layer(row.layers)},
+                         {"prompt", score_json(over(row.prompt_layers))},
+                         {"prompt_layers", by_layer(row.prompt_layers)}}},
                        {"free",
                         {{"psnr", number(row.psnr.value())},
                          {"psnr_first_64", number(row.early_psnr.value())},

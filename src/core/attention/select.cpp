@@ -1,22 +1,16 @@
 #include "attention/select.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <numbers>
-#include <numeric>
 
 #include "ann/project.h"
 #include "base/error.h"
-#include "base/philox.h"
 #include "device/dispatch.h"
 #include "device/parallel.h"
 #include "ops/expect.h"
 
 namespace longtake {
 namespace {
-
-constexpr int64_t kSigns = 64;
 
 // Mean of a page's keys, from its packed form (kv/page.h).
 template <typename T>
@@ -35,36 +29,18 @@ void mean_key(const KvPage& page, int64_t dim, float* out) {
   }
 }
 
-// x [count, dim] as 8-bit integers with one scale a row, and back: what the 8-bit product sees.
-void round_to_8_bits(float* x, int64_t count, int64_t dim) {
-  constexpr float kLevels = 127;
-  for (int64_t r = 0; r < count; ++r, x += dim) {
-    float peak = 0;
-    for (int64_t d = 0; d < dim; ++d) peak = std::max(peak, std::abs(x[d]));
-    if (peak == 0) continue;
-    const float scale = peak / kLevels;
-    for (int64_t d = 0; d < dim; ++d) x[d] = scale * std::nearbyint(x[d] / scale);
-  }
-}
-
-float length(const float* x, int64_t dim) {
-  float square = 0;
-  for (int64_t d = 0; d < dim; ++d) square += x[d] * x[d];
-  return std::sqrt(square);
-}
-
 }  // namespace
 
 PageSelector::PageSelector(int64_t num_heads, int64_t head_dim, const SelectOptions& options)
-    : head_dim_(head_dim), options_(options), heads_(static_cast<size_t>(num_heads)) {
+    : head_dim_(head_dim),
+      options_(options),
+      estimator_(options.ann, head_dim, options.seed),
+      heads_(static_cast<size_t>(num_heads)) {
   if (!(options.density >= 0) || !(options.density <= 1))
     throw Error(ErrorKind::kUsage, str("density: expected 0..1, found ", options.density));
   if (options.tile_queries < 1)
     throw Error(ErrorKind::kUsage,
                 str("tile of queries: expected 1 or more, found ", options.tile_queries));
-  if (options.ann == AnnEngine::kQuant) return;
-  directions_.resize(static_cast<size_t>(head_dim * kSigns));
-  fill_normal(options.seed, 0, 0, directions_.data(), head_dim * kSigns);
 }
 
 Selection PageSelector::select(Context& ctx, View q, const KvView& kv, int64_t first_pages,
@@ -88,7 +64,11 @@ Selection PageSelector::select(Context& ctx, View q, const KvView& kv, int64_t f
         }
       });
       look_at(head, list, kv.dtype);
-      estimate(head, own, queries, scale);
+      // Estimated log mass of every page under every query.
+      head.logits.resize(static_cast<size_t>(queries) * list.size());
+      estimator_.estimate(own, queries, head.means.data(), head.log_weights.data(),
+                          static_cast<int64_t>(list.size()), scale, head.scratch,
+                          head.logits.data());
       choose(head, list, queries, first_pages, last_pages);
     }
   });
@@ -109,12 +89,13 @@ Selection PageSelector::select(Context& ctx, View q, const KvView& kv, int64_t f
 
 void PageSelector::look_at(Head& head, const PageList& list, DType dtype) {
   head.pages.resize(list.size());
+  head.log_weights.resize(list.size());
   head.means.resize(list.size() * static_cast<size_t>(head_dim_));
   for (size_t p = 0; p < list.size(); ++p) {
     const KvPage& page = list[p];
     Summary& known = head.pages[p];
     if (known.keys == page.keys && known.version == page.version) continue;
-    known = {page.keys, page.version, 0};
+    known = {page.keys, page.version};
     for_float_type(dtype, [&]<typename T>() {
       mean_key<T>(page, head_dim_, head.means.data() + p * static_cast<size_t>(head_dim_));
     });
@@ -123,67 +104,7 @@ void PageSelector::look_at(Head& head, const PageList& list, DType dtype) {
       weight = 0;
       for (int32_t slot = 0; slot < page.num_keys; ++slot) weight += std::exp(page.bias[slot]);
     }
-    known.log_weight = std::log(std::max(weight, 1e-30F));
-  }
-}
-
-// head.logits [queries, pages]: estimated log mass of every page under every query.
-void PageSelector::estimate(Head& head, const float* queries, int64_t count, float scale) {
-  const auto pages = static_cast<int64_t>(head.pages.size());
-  const auto dim = static_cast<size_t>(head_dim_);
-  // Centred on the mean of all pages: a constant for every query, which softmax does not see.
-  std::vector<float>& centred = head.centred;
-  centred = head.means;
-  for (size_t d = 0; d < dim; ++d) {
-    float sum = 0;
-    for (size_t p = 0; p < head.pages.size(); ++p) sum += centred[p * dim + d];
-    const float mean = pages > 0 ? sum / static_cast<float>(pages) : 0;
-    for (size_t p = 0; p < head.pages.size(); ++p) centred[p * dim + d] -= mean;
-  }
-  head.logits.resize(static_cast<size_t>(count * pages));
-  if (options_.ann == AnnEngine::kQuant) {
-    round_to_8_bits(centred.data(), pages, head_dim_);
-    head.mass.assign(queries, queries + count * head_dim_);
-    round_to_8_bits(head.mass.data(), count, head_dim_);
-    head.columns.resize(centred.size());
-    for (size_t p = 0; p < head.pages.size(); ++p) {
-      for (size_t d = 0; d < dim; ++d)
-        head.columns[d * head.pages.size() + p] = centred[p * dim + d];
-    }
-    project(head.mass.data(), count, head_dim_, head.columns.data(), pages, head.logits.data());
-    for (int64_t t = 0; t < count; ++t) {
-      for (int64_t p = 0; p < pages; ++p) {
-        float& logit = head.logits[static_cast<size_t>(t * pages + p)];
-        logit = scale * logit + head.pages[static_cast<size_t>(p)].log_weight;
-      }
-    }
-    return;
-  }
-  const auto code_of = [&](const float* x) {
-    float signs[kSigns];
-    project(x, 1, head_dim_, directions_.data(), kSigns, signs);
-    uint64_t code = 0;
-    for (int64_t i = 0; i < kSigns; ++i) code |= uint64_t{signs[i] > 0} << i;
-    return code;
-  };
-  head.codes.resize(head.pages.size());
-  head.columns.resize(head.pages.size());
-  for (size_t p = 0; p < head.pages.size(); ++p) {
-    head.codes[p] = code_of(centred.data() + p * dim);
-    head.columns[p] = length(centred.data() + p * dim, head_dim_);
-  }
-  float cosine[kSigns + 1];
-  for (int64_t h = 0; h <= kSigns; ++h)
-    cosine[h] = static_cast<float>(
-        std::cos(std::numbers::pi * static_cast<double>(h) / static_cast<double>(kSigns)));
-  for (int64_t t = 0; t < count; ++t) {
-    const float* query = queries + t * head_dim_;
-    const uint64_t code = code_of(query);
-    const float stretch = scale * length(query, head_dim_);
-    for (size_t p = 0; p < head.pages.size(); ++p)
-      head.logits[static_cast<size_t>(t) * head.pages.size() + p] =
-          stretch * head.columns[p] * cosine[std::popcount(code ^ head.codes[p])] +
-          head.pages[p].log_weight;
+    head.log_weights[p] = std::log(std::max(weight, 1e-30F));
   }
 }
 

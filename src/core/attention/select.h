@@ -1,10 +1,7 @@
 // AnnSA: which pages of the history a tile of queries attends to.
 //
-// A page is known by its mean key. For every query an estimate of the mass that softmax would give
-// each page follows from it, by one of two engines:
-//   quant  the product of query and mean key, both in 8 bits with a scale each;
-//   lsh    the angle between them by the share of equal signs of random projections
-//          (Charikar 2002), times their lengths; keys are centred, which softmax does not see.
+// A page is known by its mean key. The mass that softmax would give each page follows for every
+// query from an estimate of how well they match (match.h).
 // A tile of queries attends to the pages of most estimated mass, so many that the share of keys
 // read is the density asked for. Pages at both ends of the list that the caller names (sink, newest
 // frame, chunk in work) are always among them.
@@ -15,6 +12,7 @@
 
 #include "ann/index.h"
 #include "attention/attend.h"
+#include "attention/match.h"
 #include "device/context.h"
 #include "kv/page.h"
 #include "tensor/tensor.h"
@@ -47,28 +45,27 @@ class PageSelector {
   struct Summary {
     const std::byte* keys = nullptr;
     uint32_t version = 0;
-    float log_weight = 0;  // log of the sum of exp(bias): how many plain keys the page is worth
   };
 
   struct Head {
     std::vector<Summary> pages;
-    std::vector<float> means;  // [pages, D]
+    std::vector<float> means;        // [pages, D]
+    std::vector<float> log_weights;  // log sum exp(bias): how many plain keys a page is worth
     // Scratch of one selection.
-    std::vector<float> centred, columns, logits, mass;
-    std::vector<uint64_t> codes;
+    MatchEstimator::Scratch scratch;
+    std::vector<float> logits, mass;
     std::vector<int32_t> order;
     std::vector<std::vector<int32_t>> lists;  // by tile
     int64_t keys_read = 0, keys_there = 0;
   };
 
   void look_at(Head& head, const PageList& list, DType dtype);
-  void estimate(Head& head, const float* queries, int64_t count, float scale);
   void choose(Head& head, const PageList& list, int64_t queries, int64_t first_pages,
               int64_t last_pages);
 
   int64_t head_dim_;
   SelectOptions options_;
-  std::vector<float> directions_;  // [D, kSigns]: lsh
+  MatchEstimator estimator_;
   std::vector<Head> heads_;
   std::vector<int32_t> offsets_, pages_;
   double density_ = 1;

@@ -110,11 +110,14 @@ void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& 
   join_history(ctx, q, k, v, position, memory);
 }
 
-void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out,
-                     const AttentionObserver& observer) {
+void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& prompt,
+                     PromptReading reading, View out, const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
-  attend_and_project(ctx, layer, layer.queries(ctx, h, nullptr), pages.view(), nullptr, out,
-                     observer);
+  const View q = layer.queries(ctx, h, nullptr);
+  const bool chosen = prompt.selector != nullptr && reading != PromptReading::kAll;
+  if (chosen && reading == PromptReading::kChoose) prompt.selector->choose(ctx, q, layer.scale());
+  const KvView kv = chosen ? prompt.selector->kept() : prompt.pages.view();
+  attend_and_project(ctx, layer, q, kv, nullptr, out, observer);
 }
 
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {

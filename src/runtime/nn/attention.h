@@ -8,6 +8,7 @@
 #include <string>
 
 #include "attention/attend.h"
+#include "attention/prompt_select.h"
 #include "attention/select.h"
 #include "device/context.h"
 #include "kv/cache.h"
@@ -74,9 +75,22 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
                  Memory& memory, ChunkPosition position);
 
-// out = o(attend(q, pages)) over a fixed set of keys, without RoPE on the queries: the prompt's.
-void cross_attention(Context& ctx, const Attention& layer, View h, const KvPages& pages, View out,
-                     const AttentionObserver& observer = nullptr);
+// What one layer knows of the prompt.
+struct Prompt {
+  KvPages pages;
+  std::unique_ptr<PromptSelector> selector;  // AnnCA; null: every pass reads everything
+};
+
+// How a pass reads a prompt that has a selector.
+enum class PromptReading : uint8_t {
+  kAll,
+  kChoose,  // choose by this pass's queries, then read what is chosen
+  kChosen   // read what an earlier pass over the frame chose
+};
+
+// out = o(attend(q, prompt)), without RoPE on the queries.
+void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& prompt,
+                     PromptReading reading, View out, const AttentionObserver& observer = nullptr);
 
 // Every token attends to every token, with RoPE: a text encoder's.
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out);

@@ -64,6 +64,7 @@ class Player {
       row.name = named.name;
       row.options = named.method.to_string();
       row.layers.resize(static_cast<size_t>(model.config.transformer.num_layers));
+      row.prompt_layers.resize(row.layers.size());
       for (auto* series : {&row.series.ms, &row.series.cache_bytes, &row.series.merged_keys,
                            &row.series.psnr, &row.series.lockstep_psnr})
         series->resize(static_cast<size_t>(result_.num_frames));
@@ -184,16 +185,16 @@ class Player {
                      own.chunks.end());
   }
 
-  // Looks into self attention at the last sampling step of a probe.
+  // Looks into attention at the last sampling step of a probe.
   class Scorer final : public world::PassObserver {
    public:
     Scorer(Rollout& rollout, std::span<const world::LayerState> dense, int64_t num_committed,
-           int64_t stride, std::vector<AttentionScore>& scores)
+           int64_t stride, MethodResult& row)
         : rollout_(rollout),
           dense_(dense),
           num_committed_(num_committed),
           stride_(stride),
-          scores_(scores) {}
+          row_(row) {}
 
     void on_self_attention(int64_t layer, const AttentionRead& read) override {
       if (layer == 0) ++step_;
@@ -213,8 +214,17 @@ class Player {
         members.push_back(own.members(head, num_committed_));
       }
       const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
-      scores_[at].add(score_attention(read.q, {read.kv.dtype, read.kv.head_dim, lists}, read.kv,
-                                      read.selection, members, scale, stride_));
+      row_.layers[at].add(score_attention(read.q, {read.kv.dtype, read.kv.head_dim, lists}, read.kv,
+                                          read.selection, members, scale, stride_));
+    }
+
+    void on_cross_attention(int64_t layer, const AttentionRead& read) override {
+      const auto at = static_cast<size_t>(layer);
+      const Prompt& prompt = rollout_.layers()[at].prompt;
+      if (step_ != rollout_.num_steps() || prompt.selector == nullptr) return;
+      const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
+      row_.prompt_layers[at].add(score_attention(read.q, prompt.pages.view(), read.kv, nullptr,
+                                                 prompt.selector->members(), scale, stride_));
     }
 
    private:
@@ -222,7 +232,7 @@ class Player {
     std::span<const world::LayerState> dense_;
     int64_t num_committed_;
     int64_t stride_;
-    std::vector<AttentionScore>& scores_;
+    MethodResult& row_;
     int64_t step_ = 0;
   };
 
@@ -252,8 +262,7 @@ class Player {
         rollout.begin_frame(ctx_, frame, camera.x, camera.y);
         if (probe && m > 0) {
           MethodResult& row = result_.methods[m];
-          Scorer scorer(rollout, rollouts[0]->layers(), frame * tokens, options_.score_stride,
-                        row.layers);
+          Scorer scorer(rollout, rollouts[0]->layers(), frame * tokens, options_.score_stride, row);
           rollout.denoise(ctx_, scenario_->seed, z, score ? &scorer : nullptr);
           row.lockstep_l2.add(relative_l2({z.data<float>(), static_cast<size_t>(z.numel())},
                                           {dense.latents[static_cast<size_t>(frame)].data<float>(),
@@ -268,8 +277,10 @@ class Player {
           row.lockstep_ssim.add(ssim(made, expected, sizes_.width, sizes_.height));
           if (!options_.free_running) row.density.add(rollout.density());
         }
-        rollout.remember(ctx_, dense.latents[static_cast<size_t>(frame)]);
       }
+      // Only now: the scores above are held against the dense history without this frame.
+      for (const auto& rollout : rollouts)
+        rollout->remember(ctx_, dense.latents[static_cast<size_t>(frame)]);
     }
   }
 

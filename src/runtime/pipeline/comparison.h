@@ -57,6 +57,7 @@ struct MethodResult {
   // Lock step, at the probed frames.
   Mean lockstep_psnr, lockstep_ssim, lockstep_l2;  // decoded frame, dB; of the latent
   std::vector<AttentionScore> layers;              // sums over probes; mean() of each
+  std::vector<AttentionScore> prompt_layers;  // the same of cross attention, where it is pruned
   // Free running.
   Mean psnr, ssim, early_psnr;  // to the dense run; early: the first 64 generated frames
   Mean seen_psnr, return_psnr;  // to the truth on seen land; between own frames of one pose

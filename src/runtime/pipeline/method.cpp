@@ -64,6 +64,8 @@ const Names<std::string> kMemories = {
     {"full", "full"}, {"window", "window"}, {"tempcache", "tempcache"}};
 const Names<AnnEngine> kEngines = {{"lsh", AnnEngine::kLsh}, {"quant", AnnEngine::kQuant}};
 const Names<bool> kSelf = {{"dense", false}, {"annsa", true}};
+const Names<bool> kCross = {{"dense", false}, {"annca", true}};
+const Names<PromptRule> kPromptRules = {{"match", PromptRule::kMatch}, {"mass", PromptRule::kMass}};
 const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
 const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
 const Names<GroupBias> kBiases = {{"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}};
@@ -95,6 +97,7 @@ const std::vector<Row>& rows() {
   using Text = const std::string&;
   constexpr const char* kMerging = "memory=tempcache";
   constexpr const char* kSparse = "self-attention=annsa";
+  constexpr const char* kPruned = "cross-attention=annca";
   static const std::vector<Row> table = {
       {{"memory", "full | window | tempcache", "what is kept of the past", ""},
        [](Method& m, Text v) { m.memory.memory = choice(v, kMemories); },
@@ -119,8 +122,19 @@ const std::vector<Row>& rows() {
       {{"density", "0..1", "share of the keys that annsa reads", kSparse},
        [](Method& m, Text v) { m.select.density = number<double>(v, 0, 1); },
        [](const Method& m) { return shortest(m.select.density); }},
-      {{"dense-steps", "0..1", "share of the sampling steps, the first ones, without annsa",
-        kSparse},
+      {{"cross-attention", "dense | annca",
+        "annca: a frame reads only the prompt tokens it matches", ""},
+       [](Method& m, Text v) { m.sparse_prompt = choice(v, kCross); },
+       [](const Method& m) { return name_in(m.sparse_prompt, kCross); }},
+      {{"prompt-density", "0..1", "share of the prompt tokens that annca keeps", kPruned},
+       [](Method& m, Text v) { m.prompt_select.density = number<double>(v, 0, 1); },
+       [](const Method& m) { return shortest(m.prompt_select.density); }},
+      {{"prompt-rule", "match | mass",
+        "annca ranks tokens by their best match with a query, or by the attention of all", kPruned},
+       [](Method& m, Text v) { m.prompt_select.rule = choice(v, kPromptRules); },
+       [](const Method& m) { return name_in(m.prompt_select.rule, kPromptRules); }},
+      {{"dense-steps", "0..1", "share of the sampling steps, the first ones, that read everything",
+        "self-attention=annsa | cross-attention=annca"},
        [](Method& m, Text v) { m.dense_steps = number<double>(v, 0, 1); },
        [](const Method& m) { return shortest(m.dense_steps); }},
       {{"dense-layers", "NUMBER", "first layers without annsa", kSparse},
@@ -130,8 +144,10 @@ const std::vector<Row>& rows() {
        [](Method& m, Text v) { m.select.tile_queries = number<int64_t>(v, 1, kMostFrames); },
        [](const Method& m) { return std::to_string(m.select.tile_queries); }},
       {{"ann", "lsh | quant", "the index by which like keys are found",
-        "memory=tempcache | self-attention=annsa"},
-       [](Method& m, Text v) { m.memory.tempcache.ann = m.select.ann = choice(v, kEngines); },
+        "memory=tempcache | self-attention=annsa | cross-attention=annca"},
+       [](Method& m, Text v) {
+         m.memory.tempcache.ann = m.select.ann = m.prompt_select.ann = choice(v, kEngines);
+       },
        [](const Method& m) { return name_in(m.memory.tempcache.ann, kEngines); }},
       {{"exact-frames", "NUMBER", "newest frames, which do not merge yet", kMerging},
        [](Method& m, Text v) {
@@ -210,8 +226,9 @@ constexpr Preset kPresets[] = {
     {"window", false, "memory=window"},
     {"tempcache", true, "memory=tempcache"},
     {"annsa", true, "self-attention=annsa"},
+    {"annca", true, "cross-attention=annca"},
     // A merged cache holds little that nobody reads: a quarter of it would be far too little.
-    {"all", true, "memory=tempcache:self-attention=annsa:density=0.5"},
+    {"all", true, "memory=tempcache:self-attention=annsa:density=0.5:cross-attention=annca"},
 };
 
 void apply_preset(const std::string& name, Method& method) {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention/prompt_select.h"
 #include "attention/select.h"
 #include "kv/cache.h"
 #include "models/world/config.h"
@@ -23,14 +24,16 @@ struct MemoryBudget {
 };
 
 struct Method {
-  CacheOptions memory;        // the policy and its options; cache_options() fills in the rest
-  MemoryBudget budget;        // of a policy that has one
-  int64_t window_frames = 0;  // of `window`, the sink's included; 0: by the budget, or the default
-  bool sparse_self = false;   // AnnSA
-  SelectOptions select;       // of AnnSA
-  double dense_steps = 0.3;   // share of the sampling steps, the first ones, that read everything
-  int64_t dense_layers = 2;   // first layers that always read everything
-  int64_t num_steps = 0;      // sampling steps a chunk; 0: the model's own
+  CacheOptions memory;         // the policy and its options; cache_options() fills in the rest
+  MemoryBudget budget;         // of a policy that has one
+  int64_t window_frames = 0;   // of `window`, the sink's included; 0: by the budget, or the default
+  bool sparse_self = false;    // AnnSA
+  SelectOptions select;        // of AnnSA
+  bool sparse_prompt = false;  // AnnCA
+  PromptSelectOptions prompt_select;  // of AnnCA
+  double dense_steps = 0.3;  // share of the sampling steps, the first ones, that read everything
+  int64_t dense_layers = 2;  // first layers that always read everything
+  int64_t num_steps = 0;     // sampling steps a chunk; 0: the model's own
 
   // One option by its key, such as "merge-threshold". Both throw Error (kUsage).
   void set(const std::string& key, const std::string& value);

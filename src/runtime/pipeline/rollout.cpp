@@ -21,8 +21,14 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (world::LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, memory);
   dense_steps_ = num_steps();
-  if (method.sparse_self) {
+  if (method.sparse_self || method.sparse_prompt)
     dense_steps_ = std::llround(method.dense_steps * static_cast<double>(num_steps()));
+  if (method.sparse_prompt) {
+    for (world::LayerState& layer : layers_)
+      layer.prompt.selector =
+          std::make_unique<PromptSelector>(sizes.num_heads, sizes.head_dim, method.prompt_select);
+  }
+  if (method.sparse_self) {
     for (size_t n = static_cast<size_t>(method.dense_layers); n < layers_.size(); ++n)
       layers_[n].memory.selector =
           std::make_unique<PageSelector>(sizes.num_heads, sizes.head_dim, method.select);
@@ -72,8 +78,12 @@ void Rollout::remember(Context& ctx, View z, world::PassObserver* observer) {
 }
 
 world::Pass Rollout::pass(int64_t step, world::PassObserver* observer) {
-  const bool sparse = step >= dense_steps_ && step < num_steps();  // the clean pass reads all
-  return {levels_[static_cast<size_t>(step)], place_, layers_, sparse, observer};
+  // The clean pass reads all; the first sparse step chooses of the prompt for those behind it.
+  const bool sparse = step >= dense_steps_ && step < num_steps();
+  const PromptReading prompt = !sparse                ? PromptReading::kAll
+                               : step == dense_steps_ ? PromptReading::kChoose
+                                                      : PromptReading::kChosen;
+  return {levels_[static_cast<size_t>(step)], place_, layers_, sparse, prompt, observer};
 }
 
 double Rollout::density() const {

@@ -78,7 +78,9 @@ void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers
     const Workspace::Scope layer_scope(ctx.workspace());
     const Attention& attention = layers_[n].cross_attn;
     const View k = attention.keys(ctx, embedded, nullptr);
-    layers[n].text = KvPages(ctx, k, attention.values(ctx, embedded));
+    Prompt& prompt = layers[n].prompt;
+    prompt.pages = KvPages(ctx, k, attention.values(ctx, embedded));
+    if (prompt.selector != nullptr) prompt.selector->set_prompt(ctx, prompt.pages.view());
   }
 }
 
@@ -180,7 +182,7 @@ void Transformer::run_layer(Context& ctx, int64_t index, const Pass& pass,
   add_gated(ctx, x, y, /*gate=*/part(2));
 
   layer_norm(ctx, x, layer.norm3_weight, layer.norm3_bias, config_.eps, false, h);
-  cross_attention(ctx, layer.cross_attn, h, state.text, y, on_cross);
+  cross_attention(ctx, layer.cross_attn, h, state.prompt, pass.prompt, y, on_cross);
   add(ctx, x, y);
 
   layer_norm(ctx, x, /*scale=*/part(4), /*shift=*/part(3), config_.eps, true, h);

@@ -36,7 +36,7 @@ struct Place {
 
 // What one layer carries through a rollout.
 struct LayerState {
-  KvPages text;  // the prompt's keys and values for cross attention
+  Prompt prompt;
   Memory memory;
 };
 
@@ -59,6 +59,7 @@ struct Pass {
   const Place& place;
   std::span<LayerState> layers;
   bool sparse = false;  // layers with a selector read only what it chooses
+  PromptReading prompt = PromptReading::kAll;
   PassObserver* observer = nullptr;
 };
 
