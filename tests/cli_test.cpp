@@ -197,7 +197,10 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
                  "--cross-attention: expected dense or annca");
   expect_failure(generate({"--prompt-density", "0.2"}), 2,
                  "--prompt-density: expected cross-attention=annca beside it");
-  expect_failure(generate({"--step-cache", "teacache"}), 2, "in this version");
+  expect_failure(generate({"--step-cache", "tea"}), 2,
+                 "--step-cache: expected none or teacache or flowcache");
+  expect_failure(generate({"--step-threshold", "1"}), 2,
+                 "--step-threshold: expected step-cache=teacache");
   expect_failure(
       generate({"--ann", "lsh"}), 2,
       "--ann: expected memory=tempcache | self-attention=annsa | cross-attention=annca beside it");

@@ -16,6 +16,7 @@
 #include "pipeline/schedule.h"
 #include "pipeline/session.h"
 #include "pipeline/stats.h"
+#include "pipeline/step_cache.h"
 #include "pipeline/walk.h"
 #include "runtime_support.h"
 
@@ -87,14 +88,14 @@ TEST(Walk, TheTourReturns) {
 
 TEST(Method, ReadsBackWhatItSpells) {
   EXPECT_EQ(parse_method("dense").to_string(),
-            "memory=full:self-attention=dense:cross-attention=dense:steps=0");
+            "memory=full:self-attention=dense:cross-attention=dense:step-cache=none:steps=0");
   EXPECT_EQ(parse_method("window:37").to_string(),
             "memory=window:sink-frames=1:window-frames=37:memory-budget=0:self-attention=dense:"
-            "cross-attention=dense:steps=0");
+            "cross-attention=dense:step-cache=none:steps=0");
   for (const char* text :
        {"tempcache", "tempcache-quant:merge-threshold=0.25:exact-frames=2", "memory=window:steps=2",
         "tempcache:merge-rule=paper", "annca-quant:prompt-rule=match", "all",
-        "window:memory-budget=64MiB:sink-frames=0"}) {
+        "teacache:step-threshold=0.5", "window:memory-budget=64MiB:sink-frames=0"}) {
     const std::string spelled = parse_method(text).to_string();
     EXPECT_EQ(parse_method(spelled).to_string(), spelled) << text;
   }
@@ -219,6 +220,58 @@ TEST(Session, AGivenFrameIsRemembered) {
   EXPECT_EQ(primed.next_frame(), 1);
   play(plain, 1);
   EXPECT_NE(play(plain, 1), play(primed, 1));
+}
+
+TEST(StepCache, AddsUpRelativeChanges) {
+  Context ctx;
+  const std::vector<std::vector<float>> tokens = {
+      {1, -1}, {1, -1.5F}, {0, -1.5F}, {0, -1.5F}, {9, 9}};
+  const auto runs = [&](double threshold) {
+    StepCache cache(ctx, {StepReuse::kFlowCache, threshold}, {1, 2});
+    std::string ran;
+    for (int chunk = 0; chunk < 2; ++chunk) {
+      cache.begin_chunk(5);
+      for (std::vector<float> x : tokens) {
+        const View view(x.data(), DType::kF32, Device{}, {1, 2});
+        ran += cache.must_run(view, view) ? 'x' : '.';
+        EXPECT_EQ(cache.ran(), ran.back() == 'x');
+      }
+    }
+    EXPECT_EQ(ran.substr(0, 5), ran.substr(5)) << "nothing is carried into another chunk";
+    return ran.substr(0, 5);
+  };
+  // Changes of steps 1, 2, 3: .5 / 2, 1 / 2.5, 0.
+  EXPECT_EQ(runs(0), "xxxxx");
+  EXPECT_EQ(runs(0.25), "xxx.x");
+  EXPECT_EQ(runs(0.65), "x.x.x");
+  EXPECT_EQ(runs(0.66), "x...x");
+}
+
+TEST(StepCache, SkipsOnlyWhatTheThresholdAllows) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  const auto run = [&](const std::string& method, int64_t* steps_run) {
+    SessionOptions options = tiny_options();
+    options.method = parse_method(method);
+    Session session(ctx, model, options);
+    const auto frames = play(session, 4);
+    *steps_run = session.last_chunk().steps_run;
+    return frames;
+  };
+  int64_t all = 0, exact = 0, most = 0;
+  const auto dense = run("dense:steps=4", &all);
+  EXPECT_EQ(all, 4);
+  for (const char* cache : {"teacache", "flowcache"}) {
+    const std::string method = str("steps=4:step-cache=", cache, ":step-threshold=");
+    EXPECT_EQ(run(method + "0", &exact), dense);
+    EXPECT_EQ(exact, 4);
+    EXPECT_NE(run(method + "1000", &most), dense);
+    EXPECT_EQ(most, 2) << "the first and the last step";
+    // The step that would have chosen of the prompt is skipped: the next one must choose.
+    int64_t both = 0;
+    run(method + "1000:cross-attention=annca:dense-steps=0.25", &both);
+    EXPECT_EQ(both, 2);
+  }
 }
 
 // Methods that read all that dense attention reads: whatever the instruments then find is their own

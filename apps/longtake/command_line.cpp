@@ -93,9 +93,6 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_flag("--quiet", flags.quiet, "no progress, no summary");
 
   // Names of the surface whose features are to come: parsed, so that the answer can be clear.
-  app.add_option("--step-cache", ignored, "")
-      ->group("")
-      ->check(one_of({"none"}, {"teacache", "flowcache"}));
   app.add_option("--decoder", ignored, "")->group("")->check(one_of({"vae"}, {"taehv"}));
 }
 

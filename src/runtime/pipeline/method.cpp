@@ -66,6 +66,9 @@ const Names<AnnEngine> kEngines = {{"lsh", AnnEngine::kLsh}, {"quant", AnnEngine
 const Names<bool> kSelf = {{"dense", false}, {"annsa", true}};
 const Names<bool> kCross = {{"dense", false}, {"annca", true}};
 const Names<PromptRule> kPromptRules = {{"match", PromptRule::kMatch}, {"mass", PromptRule::kMass}};
+const Names<StepReuse> kStepCaches = {{"none", StepReuse::kNone},
+                                      {"teacache", StepReuse::kTeaCache},
+                                      {"flowcache", StepReuse::kFlowCache}};
 const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
 const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
 const Names<GroupBias> kBiases = {{"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}};
@@ -175,6 +178,15 @@ const std::vector<Row>& rows() {
       {{"merge-bias", "none | logcount", "what is added to its logit", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.bias = choice(v, kBiases); },
        [](const Method& m) { return name_in(m.memory.tempcache.bias, kBiases); }},
+      {{"step-cache", "none | teacache | flowcache",
+        "sampling steps that change little take over what the layers said before", ""},
+       [](Method& m, Text v) { m.step_cache.reuse = choice(v, kStepCaches); },
+       [](const Method& m) { return name_in(m.step_cache.reuse, kStepCaches); }},
+      {{"step-threshold", "NUMBER",
+        "relative change below which a step is not computed; 0: all are",
+        "step-cache=teacache | step-cache=flowcache"},
+       [](Method& m, Text v) { m.step_cache.threshold = number<double>(v, 0, kMostNats); },
+       [](const Method& m) { return shortest(m.step_cache.threshold); }},
       {{"steps", "NUMBER", "sampling steps a chunk; 0: the model's own", ""},
        [](Method& m, Text v) { m.num_steps = number<int64_t>(v, 0, kMostSteps); },
        [](const Method& m) { return std::to_string(m.num_steps); }},
@@ -227,6 +239,8 @@ constexpr Preset kPresets[] = {
     {"tempcache", true, "memory=tempcache"},
     {"annsa", true, "self-attention=annsa"},
     {"annca", true, "cross-attention=annca"},
+    {"teacache", false, "step-cache=teacache"},
+    {"flowcache-steps", false, "step-cache=flowcache"},
     // A merged cache holds little that nobody reads: a quarter of it would be far too little.
     {"all", true, "memory=tempcache:self-attention=annsa:density=0.5:cross-attention=annca"},
 };

@@ -14,6 +14,7 @@
 #include "attention/select.h"
 #include "kv/cache.h"
 #include "models/world/config.h"
+#include "pipeline/step_cache.h"
 
 namespace longtake {
 
@@ -33,7 +34,8 @@ struct Method {
   PromptSelectOptions prompt_select;  // of AnnCA
   double dense_steps = 0.3;  // share of the sampling steps, the first ones, that read everything
   int64_t dense_layers = 2;  // first layers that always read everything
-  int64_t num_steps = 0;     // sampling steps a chunk; 0: the model's own
+  StepCacheOptions step_cache;
+  int64_t num_steps = 0;  // sampling steps a chunk; 0: the model's own
 
   // One option by its key, such as "merge-threshold". Both throw Error (kUsage).
   void set(const std::string& key, const std::string& value);

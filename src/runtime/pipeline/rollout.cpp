@@ -33,6 +33,9 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
       layers_[n].memory.selector =
           std::make_unique<PageSelector>(sizes.num_heads, sizes.head_dim, method.select);
   }
+  if (method.step_cache.reuse != StepReuse::kNone)
+    step_cache_ =
+        std::make_unique<StepCache>(ctx, method.step_cache, Shape{sizes.frame_tokens(), sizes.dim});
   const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
   velocity_ = Tensor(ctx.device(), DType::kF32, latent);
   noise_ = Tensor(ctx.device(), DType::kF32, latent);
@@ -46,6 +49,8 @@ void Rollout::set_text(Context& ctx, View text) {
 void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
   const auto pixels = static_cast<double>(model_.config.transformer.token_pixels());
   frame_ = frame;
+  dense_steps_run_ = sparse_steps_run_ = 0;
+  if (step_cache_) step_cache_->begin_chunk(num_steps());
   model_.transformer.set_place(ctx, static_cast<double>(x) / pixels,
                                static_cast<double>(y) / pixels, frame, place_);
 }
@@ -71,6 +76,8 @@ void Rollout::denoise(Context& ctx, uint64_t seed, View z, world::PassObserver* 
 void Rollout::velocity(Context& ctx, int64_t step, View z, View out,
                        world::PassObserver* observer) {
   model_.transformer.velocity(ctx, z, pass(step, observer), out);
+  if (!step_cache_ || step_cache_->ran())
+    ++(is_sparse(step) ? sparse_steps_run_ : dense_steps_run_);
 }
 
 void Rollout::remember(Context& ctx, View z, world::PassObserver* observer) {
@@ -79,27 +86,33 @@ void Rollout::remember(Context& ctx, View z, world::PassObserver* observer) {
 
 world::Pass Rollout::pass(int64_t step, world::PassObserver* observer) {
   // The clean pass reads all; the first sparse step chooses of the prompt for those behind it.
-  const bool sparse = step >= dense_steps_ && step < num_steps();
-  const PromptReading prompt = !sparse                ? PromptReading::kAll
-                               : step == dense_steps_ ? PromptReading::kChoose
-                                                      : PromptReading::kChosen;
-  return {levels_[static_cast<size_t>(step)], place_, layers_, sparse, prompt, observer};
+  const bool sparse = is_sparse(step);
+  const PromptReading prompt = !sparse                  ? PromptReading::kAll
+                               : sparse_steps_run_ == 0 ? PromptReading::kChoose
+                                                        : PromptReading::kChosen;
+  return {levels_[static_cast<size_t>(step)],
+          place_,
+          layers_,
+          sparse,
+          prompt,
+          step_cache_.get(),
+          observer};
 }
 
 double Rollout::density() const {
   const auto& sizes = model_.config.transformer;
   const auto own = static_cast<double>(sizes.frame_tokens());
   const double dense = own * static_cast<double>(frame_ + 1);
-  const double sparse_share =
-      1 - static_cast<double>(dense_steps_) / static_cast<double>(num_steps());
   double attended = 0;
   for (const world::LayerState& layer : layers_) {
     const double held = own + static_cast<double>(layer.memory.cache->total_entries()) /
                                   static_cast<double>(sizes.num_heads);
     const double kept = layer.memory.selector ? layer.memory.selector->density() : 1;
-    attended += held * (1 - sparse_share * (1 - kept));
+    attended += held * (static_cast<double>(dense_steps_run_) +
+                        static_cast<double>(sparse_steps_run_) * kept);
   }
-  return attended / (dense * static_cast<double>(layers_.size()));
+  return attended /
+         (dense * static_cast<double>(layers_.size()) * static_cast<double>(num_steps()));
 }
 
 }  // namespace longtake

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "device/context.h"
 #include "models/world/model.h"
 #include "pipeline/method.h"
+#include "pipeline/step_cache.h"
 
 namespace longtake {
 
@@ -40,7 +42,12 @@ class Rollout {
   // dense attention over the whole history.
   double density() const;
 
+  // Sampling steps of the latest frame that ran the layers.
+  int64_t steps_run() const { return dense_steps_run_ + sparse_steps_run_; }
+
  private:
+  bool is_sparse(int64_t step) const { return step >= dense_steps_ && step < num_steps(); }
+
   world::Pass pass(int64_t step, world::PassObserver* observer);
 
   const world::Model& model_;
@@ -48,9 +55,11 @@ class Rollout {
   std::vector<world::Level> levels_;  // one per noise level
   world::Place place_;
   std::vector<world::LayerState> layers_;
-  Tensor velocity_, noise_;  // [C, h, w]
+  std::unique_ptr<StepCache> step_cache_;  // null: every step is computed
+  Tensor velocity_, noise_;                // [C, h, w]
   int64_t frame_ = 0;
   int64_t dense_steps_ = 0;  // sampling steps that read the whole history
+  int64_t dense_steps_run_ = 0, sparse_steps_run_ = 0;  // of the latest frame
 };
 
 }  // namespace longtake

@@ -56,6 +56,7 @@ View Session::step(CameraPosition camera) {
   rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y);
   rollout_.denoise(ctx_, options_.seed, latent_);
   last_chunk_.density = rollout_.density();
+  last_chunk_.steps_run = rollout_.steps_run();
   last_chunk_.denoise_ms = watch.lap_ms();
   rollout_.remember(ctx_, latent_);
   last_chunk_.clean_ms = watch.lap_ms();

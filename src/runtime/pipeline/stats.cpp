@@ -27,6 +27,7 @@ std::string RunStats::to_json() const {
                     {"decode_ms", c.decode_ms},
                     {"write_ms", c.write_ms},
                     {"density", c.density},
+                    {"steps_run", c.steps_run},
                     {"cache_entries", c.cache_entries},
                     {"cache_total_entries", c.cache_total_entries},
                     {"merged_keys", c.merged_keys},

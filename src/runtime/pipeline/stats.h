@@ -20,6 +20,7 @@ struct ChunkStats {
   double write_ms = 0;    // handing frames to the writer, waiting for it included
   // Query-key pairs of self attention over those of dense attention over the whole history.
   double density = 1;
+  int64_t steps_run = 0;            // sampling steps that a step cache did not skip
   int64_t cache_entries = 0;        // keys remembered per head, largest layer, after the chunk
   int64_t cache_total_entries = 0;  // keys remembered by all heads of all layers
   int64_t merged_keys = 0;          // of all heads and layers so far: joined another key

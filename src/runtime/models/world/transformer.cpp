@@ -97,7 +97,9 @@ Level Transformer::level(Context& ctx, double t) const {
   linear(ctx, activated, *time_projection_, Activation::kNone, e0);
 
   Level level{Tensor(ctx.device(), DType::kF32, {config_.num_layers, kModulations, dim}),
-              Tensor(ctx.device(), DType::kF32, {2, dim})};
+              Tensor(ctx.device(), DType::kF32, {2, dim}),
+              Tensor(ctx.device(), DType::kF32, {dim})};
+  axpby(ctx, 1, e.reshape({dim}), 0, e.reshape({dim}), level.time);
   for (int64_t n = 0; n < config_.num_layers; ++n)
     axpby(ctx, 1, layers_[static_cast<size_t>(n)].modulation, 1, e0.reshape({kModulations, dim}),
           level.layers.view().rows(n, n + 1).reshape({kModulations, dim}));
@@ -196,7 +198,14 @@ void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity
   const Shape shape{config_.frame_tokens(), config_.dim};
   const View x = ctx.workspace().take(DType::kF32, shape);
   embed(ctx, z, pass.place, x);
-  for (int64_t n = 0; n < config_.num_layers; ++n) run_layer(ctx, n, pass, std::nullopt, x);
+  if (pass.reuse == nullptr || pass.reuse->must_run(pass.level.time, x)) {
+    const View residual = pass.reuse != nullptr ? pass.reuse->residual() : View();
+    if (pass.reuse != nullptr) axpby(ctx, -1, x, 0, x, residual);
+    for (int64_t n = 0; n < config_.num_layers; ++n) run_layer(ctx, n, pass, std::nullopt, x);
+    if (pass.reuse != nullptr) add(ctx, residual, x);
+  } else {
+    add(ctx, x, pass.reuse->residual());
+  }
   const View h = ctx.workspace().take(compute_, shape);
   const View patches =
       ctx.workspace().take(DType::kF32, {config_.frame_tokens(), config_.patch_values()});

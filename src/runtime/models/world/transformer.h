@@ -26,6 +26,7 @@ namespace longtake::world {
 struct Level {
   Tensor layers;  // [num_layers, 6, dim]: shift1, scale1, gate1, shift2, scale2, gate2
   Tensor head;    // [2, dim]: shift, scale
+  Tensor time;    // [dim]: e itself
 };
 
 // Where and when a frame is: rotation of its tokens and what the pose adds to them.
@@ -53,6 +54,19 @@ class PassObserver {
   virtual void on_cross_attention(int64_t /*layer*/, const AttentionRead&) {}
 };
 
+// Spares a pass its layers: what they added to the stream in an earlier pass is added again.
+class LayerReuse {
+ public:
+  virtual ~LayerReuse() = default;
+
+  // Whether the layers must run. time [dim]: the noise level's embedding; x [S, dim] f32: the
+  // tokens that enter the layers.
+  virtual bool must_run(View time, View x) = 0;
+
+  // [S, dim] f32: what the layers added when they last ran; the pass writes and reads it.
+  virtual View residual() = 0;
+};
+
 // One run through the layers.
 struct Pass {
   const Level& level;
@@ -60,6 +74,7 @@ struct Pass {
   std::span<LayerState> layers;
   bool sparse = false;  // layers with a selector read only what it chooses
   PromptReading prompt = PromptReading::kAll;
+  LayerReuse* reuse = nullptr;  // of velocity(); null: the layers run
   PassObserver* observer = nullptr;
 };
 
