@@ -186,10 +186,10 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
   expect_failure(generate({"--size", "-4x9"}), 2, "--size: expected 256x128");
   expect_failure(generate({"--size", "512x256"}), 2, "--size: expected 256x128");
   expect_failure(generate({"--threads", "0"}), 2, "--threads");
-  expect_failure(generate({"--memory", "flowcache"}), 2,
-                 "--memory: expected full or window or tempcache, found \"flowcache\"");
+  expect_failure(generate({"--memory", "flowcache", "--memory-budget", "7"}), 2,
+                 "memory-budget: expected at least");
   expect_failure(generate({"--memory", "elephant"}), 2,
-                 "expected full or window or tempcache, found \"elephant\"");
+                 "expected full or window or tempcache or flowcache, found \"elephant\"");
   expect_failure(generate({"--preset", "fast"}), 2, "--method: expected dense | window");
   expect_failure(generate({"--self-attention", "sparse"}), 2,
                  "--self-attention: expected dense or annsa");
@@ -218,8 +218,9 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
   expect_failure(generate({"--dtype", "fp8"}), 2, "in this version");
   expect_failure(generate({"--decoder", "taehv"}), 2, "in this version");
   expect_failure(generate({"--device", "cuda"}), 2, "--device: expected cpu in this version");
-  expect_failure(generate({"--memory-budget", "256"}), 2,
-                 "--memory-budget: expected memory=window | memory=tempcache beside it");
+  expect_failure(
+      generate({"--memory-budget", "256"}), 2,
+      "--memory-budget: expected memory=window | memory=tempcache | memory=flowcache beside it");
   expect_failure(generate({"--memory", "window", "--memory-budget", "255"}), 2,
                  "room for 2 frames");
   expect_failure(generate({"--memory", "window", "--memory-budget", "lots"}), 2, "64MiB");

@@ -239,8 +239,10 @@ std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options) {
   if (options.memory == "full") return make_full_cache(ctx, options);
   if (options.memory == "window") return make_window_cache(ctx, options);
   if (options.memory == "tempcache") return make_temp_cache(ctx, options);
-  throw Error(ErrorKind::kUsage,
-              str("memory: expected full, window or tempcache, found '", options.memory, "'"));
+  if (options.memory == "flowcache") return make_flow_cache(ctx, options);
+  throw Error(
+      ErrorKind::kUsage,
+      str("memory: expected full, window, tempcache or flowcache, found '", options.memory, "'"));
 }
 
 }  // namespace longtake

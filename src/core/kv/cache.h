@@ -1,5 +1,5 @@
 // KvCache: the keys and values that one layer remembers. A policy (one file each: full.cpp,
-// window.cpp, tempcache.cpp) decides what stays of every committed chunk.
+// window.cpp, tempcache.cpp, flowcache.cpp) decides what stays of every committed chunk.
 #pragma once
 
 #include <cstddef>
@@ -24,10 +24,11 @@ struct ChunkPosition {
 };
 
 struct CacheOptions {
-  std::string memory = "full";  // policy: "full" | "window" | "tempcache"
+  std::string memory = "full";  // policy: "full" | "window" | "tempcache" | "flowcache"
   int64_t sink_frames = 1;      // window, tempcache: first frames, kept for ever
   int64_t window_frames = 36;   // window: most recent frames kept beside the sink
   int64_t reserve_tokens = 0;   // full: history tokens that need no growth
+  int64_t budget_tokens = 0;    // flowcache: most keys per head
   DType dtype = DType::kBF16;
   int64_t num_heads = 0;
   int64_t head_dim = 0;
@@ -127,9 +128,10 @@ class KvCache {
 // Throws Error(kUsage) for an unknown policy or impossible sizes.
 std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options);
 
-// Policies; see full.cpp, window.cpp, tempcache.cpp.
+// Policies; see full.cpp, window.cpp, tempcache.cpp, flowcache.cpp.
 std::unique_ptr<KvCache> make_full_cache(Context& ctx, const CacheOptions& options);
 std::unique_ptr<KvCache> make_window_cache(Context& ctx, const CacheOptions& options);
 std::unique_ptr<KvCache> make_temp_cache(Context& ctx, const CacheOptions& options);
+std::unique_ptr<KvCache> make_flow_cache(Context& ctx, const CacheOptions& options);
 
 }  // namespace longtake

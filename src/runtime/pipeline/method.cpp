@@ -61,7 +61,7 @@ std::string name_in(T value, Names<T> names) {
 }
 
 const Names<std::string> kMemories = {
-    {"full", "full"}, {"window", "window"}, {"tempcache", "tempcache"}};
+    {"full", "full"}, {"window", "window"}, {"tempcache", "tempcache"}, {"flowcache", "flowcache"}};
 const Names<AnnEngine> kEngines = {{"lsh", AnnEngine::kLsh}, {"quant", AnnEngine::kQuant}};
 const Names<bool> kSelf = {{"dense", false}, {"annsa", true}};
 const Names<bool> kCross = {{"dense", false}, {"annca", true}};
@@ -102,7 +102,7 @@ const std::vector<Row>& rows() {
   constexpr const char* kSparse = "self-attention=annsa";
   constexpr const char* kPruned = "cross-attention=annca";
   static const std::vector<Row> table = {
-      {{"memory", "full | window | tempcache", "what is kept of the past", ""},
+      {{"memory", "full | window | tempcache | flowcache", "what is kept of the past", ""},
        [](Method& m, Text v) { m.memory.memory = choice(v, kMemories); },
        [](const Method& m) { return m.memory.memory; }},
       {{"sink-frames", "NUMBER", "first frames, kept for ever", "memory=window | memory=tempcache"},
@@ -115,7 +115,7 @@ const std::vector<Row>& rows() {
       {{"memory-budget", "KEYS | BYTES",
         "most that is kept: keys per head and layer (4736), or "
         "bytes in all (64MiB); 0: no limit",
-        "memory=window | memory=tempcache"},
+        "memory=window | memory=tempcache | memory=flowcache"},
        [](Method& m, Text v) { m.budget = v == "0" ? MemoryBudget{} : parse_budget(v); },
        [](const Method& m) { return shortest(m.budget.amount) + (m.budget.is_bytes ? "B" : ""); }},
       {{"self-attention", "dense | annsa", "annsa: queries read only the keys that resemble them",
@@ -240,7 +240,7 @@ constexpr Preset kPresets[] = {
     {"annsa", true, "self-attention=annsa"},
     {"annca", true, "cross-attention=annca"},
     {"teacache", false, "step-cache=teacache"},
-    {"flowcache-steps", false, "step-cache=flowcache"},
+    {"flowcache", false, "memory=flowcache:step-cache=flowcache"},
     // A merged cache holds little that nobody reads: a quarter of it would be far too little.
     {"all", true, "memory=tempcache:self-attention=annsa:density=0.5:cross-attention=annca"},
 };
@@ -388,6 +388,10 @@ CacheOptions cache_options(const Method& method, const world::TransformerConfig&
       usage(str(limited ? "memory-budget" : "window-frames", ": expected room for ",
                 out.sink_frames + 1, " frames (sink and one more), found ", frames));
   }
+  // Without a budget, as much as a window has.
+  out.budget_tokens =
+      limited ? keys_of_budget(method.budget, sizes, dtype)
+              : (CacheOptions{}.sink_frames + CacheOptions{}.window_frames) * sizes.frame_tokens();
   if (limited) out.tempcache.budget_tokens = keys_of_budget(method.budget, sizes, dtype);
   return out;
 }
