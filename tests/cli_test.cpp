@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/error.h"
 #include "media/frame_reader.h"
 #include "runtime_support.h"
 
@@ -357,7 +358,16 @@ TEST_F(Cli, AKilledRunLeavesAPlayableVideo) {
   wait_for_bytes(scratch_ / "v.mp4", 100000);
   process.send(SIGKILL);
   EXPECT_EQ(process.wait(), -SIGKILL);
-  EXPECT_GT(count_frames(scratch_ / "v.mp4"), 0);
+  // The kill may cut the write of the newest frames; those before it play.
+  const auto reader = open_frame_reader(scratch_ / "v.mp4");
+  Frame frame;
+  int count = 0;
+  try {
+    while (reader->read(frame)) ++count;
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("truncated?"), std::string::npos) << error.what();
+  }
+  EXPECT_GT(count, 0);
 }
 
 TEST_F(Cli, AFullDiskIsOneLineAndLeavesAPlayableVideo) {
