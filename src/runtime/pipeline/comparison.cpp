@@ -197,8 +197,7 @@ class Player {
           row_(row) {}
 
     void on_self_attention(int64_t layer, const AttentionRead& read) override {
-      if (layer == 0) ++step_;
-      if (step_ != rollout_.num_steps()) return;
+      if (rollout_.step() + 1 != rollout_.num_steps()) return;
       const auto at = static_cast<size_t>(layer);
       const KvCache& own = *rollout_.layers()[at].memory.cache;
       // The dense history, and behind it the chunk in work as this method sees it.
@@ -221,7 +220,7 @@ class Player {
     void on_cross_attention(int64_t layer, const AttentionRead& read) override {
       const auto at = static_cast<size_t>(layer);
       const Prompt& prompt = rollout_.layers()[at].prompt;
-      if (step_ != rollout_.num_steps() || prompt.selector == nullptr) return;
+      if (rollout_.step() + 1 != rollout_.num_steps() || prompt.selector == nullptr) return;
       const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
       row_.prompt_layers[at].add(score_attention(read.q, prompt.pages.view(), read.kv, nullptr,
                                                  prompt.selector->members(), scale, stride_));
@@ -233,7 +232,6 @@ class Player {
     int64_t num_committed_;
     int64_t stride_;
     MethodResult& row_;
-    int64_t step_ = 0;
   };
 
   void lockstep(const Recording& dense) {

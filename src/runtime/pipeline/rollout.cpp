@@ -85,6 +85,7 @@ void Rollout::remember(Context& ctx, View z, world::PassObserver* observer) {
 }
 
 world::Pass Rollout::pass(int64_t step, world::PassObserver* observer) {
+  step_ = step;
   // The clean pass reads all; the first sparse step chooses of the prompt for those behind it.
   const bool sparse = is_sparse(step);
   const PromptReading prompt = !sparse                  ? PromptReading::kAll

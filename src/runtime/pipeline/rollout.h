@@ -36,6 +36,9 @@ class Rollout {
 
   int64_t num_steps() const { return static_cast<int64_t>(noise_levels_.size()) - 1; }
 
+  // The sampling step in work; num_steps(): the clean pass.
+  int64_t step() const { return step_; }
+
   std::span<const world::LayerState> layers() const { return layers_; }
 
   // Query-key pairs of self attention at the sampling steps of the latest frame, over those of
@@ -57,7 +60,7 @@ class Rollout {
   std::vector<world::LayerState> layers_;
   std::unique_ptr<StepCache> step_cache_;  // null: every step is computed
   Tensor velocity_, noise_;                // [C, h, w]
-  int64_t frame_ = 0;
+  int64_t frame_ = 0, step_ = 0;
   int64_t dense_steps_ = 0;  // sampling steps that read the whole history
   int64_t dense_steps_run_ = 0, sparse_steps_run_ = 0;  // of the latest frame
 };
