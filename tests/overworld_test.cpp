@@ -232,6 +232,28 @@ TEST(Map, RegionsLieWhereTheirNamesSay) {
   }
 }
 
+TEST(Map, OtherThemesLeaveTheLandAlone) {
+  for (uint64_t seed = 40; seed < 43; ++seed) {
+    const Map map = map_of_seed(seed);
+    std::array<Theme, kNumRegions> themes;
+    MapSpec spec = map.spec();
+    for (int r = 0; r < kNumRegions; ++r) {
+      themes[r] =
+          static_cast<Theme>((static_cast<int>(spec.regions[r].theme) + 1 + r) % kNumThemes);
+      spec.regions[r].theme = themes[r];
+    }
+    const Map built(seed, spec), changed = map.with_themes(themes);
+    int seen_changed = 0;
+    for (int k = 0; k < 12; ++k) {
+      const Point camera = {k * 251, k * 397};
+      EXPECT_EQ(frame_of(changed, camera, k * 9), frame_of(built, camera, k * 9))
+          << seed << ' ' << k;
+      seen_changed += frame_of(changed, camera, k * 9) != frame_of(map, camera, k * 9);
+    }
+    EXPECT_GE(seen_changed, 9) << seed;  // the open sea looks alike under every theme
+  }
+}
+
 TEST(Map, StartIsInTheMiddleWithSomethingToSee) {
   int with_landmark = 0;
   constexpr int kMaps = 40;

@@ -259,6 +259,28 @@ class WorldTest(unittest.TestCase):
             self.assertTrue((batch.camera * 4 == (batch.camera * 4).round()).all())
             self.assertTrue(((batch.camera >= 0) & (batch.camera < 192)).all())
 
+    def test_a_strayed_map_goes_on_with_one_theme_where_the_prompt_tells_another(self):
+        pool = overworld.Pool(clips.TRAINING_SEED, 8)
+        xy = pool.paths(3, 64, overworld.STEADY, True)
+        strayed = clips.strayed(pool, xy, np.random.default_rng(1))
+        changed = 0
+        for m in range(pool.num_maps):
+            before, after = pool.info(m), strayed.info(m)
+            told = before["mentioned"] != 0
+            np.testing.assert_array_equal(before["theme"][~told], after["theme"][~told])
+            self.assertEqual(len(set(after["theme"][told])), 1)
+            for name in ("sea", "forest", "landmark", "colour"):
+                np.testing.assert_array_equal(before[name], after[name])
+            changed += int((before["theme"] != after["theme"]).any())
+        self.assertGreater(changed, 3)
+
+    def test_some_batches_have_strayed_context(self):
+        pool, rng = overworld.Pool(clips.TRAINING_SEED, 2), np.random.default_rng(0)
+        batches = [clips.make_batch("shots", 2, pool, rng, 384, False) for _ in range(24)]
+        strayed = [batch for batch in batches if batch.seen is not None]
+        self.assertTrue(0 < len(strayed) < len(batches))
+        self.assertTrue(any((batch.seen != batch.pixels).any() for batch in strayed))
+
     def test_memory_clips_increase_and_end_consecutive(self):
         walk = self.pool.paths(1, 1280, overworld.EXPLORE, True)[0]
         rng = np.random.default_rng(1)

@@ -25,6 +25,7 @@ PATH_KINDS = np.array([overworld.EXPLORE, overworld.OFF_PHASE, overworld.RETURNI
 PATH_SHARES = np.array([0.55, 0.2, 0.1, 0.15])
 PROPERTIES = {"theme": 8, "sea": 3, "forest": 3, "landmark": 8, "colour": 8}  # of a region, and their values
 UNSAID = -100  # a property that the prompt leaves open
+STRAYED_SHARE = 0.4  # of batches whose context shows the land under a wrong theme
 RETURN_SHARE = 0.65  # of context segments that saw a place of the clip's last half
 
 
@@ -35,10 +36,11 @@ class Batch:
     times: Tensor  # [B, F] frames since the first
     ids: Tensor  # [B, T] words, 0 = padding
     properties: Tensor  # [B, 9, 5] PROPERTIES by region, UNSAID where the prompt does not tell
+    seen: Tensor | None = None  # pixels of the context [B, F, 128, 256, 3] u8, where it strayed from what is true
 
     def to(self, device) -> Batch:
-        parts = (self.pixels, self.camera, self.times, self.ids, self.properties)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+        parts = (self.pixels, self.camera, self.times, self.ids, self.properties, self.seen)
+        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in parts))
 
 
 def shot_times(walk_frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -103,10 +105,29 @@ def make_batch(
         xy = np.take_along_axis(walks[maps], times[:, :, None], 1)
         told = [prompt_and_properties(pool, m, rng, text_len) for m in maps]
         ids, properties = (np.stack(part) for part in zip(*told))
-    pixels = torch.empty(batch, frames, overworld.HEIGHT, overworld.WIDTH, 3, dtype=torch.uint8, pin_memory=pin)
-    pool.render(maps.repeat(frames), xy[..., 0].ravel(), xy[..., 1].ravel(), times.ravel(), out=pixels.numpy())
+
+    def picture(maps_shown: overworld.Pool) -> Tensor:
+        pixels = torch.empty(batch, frames, overworld.HEIGHT, overworld.WIDTH, 3, dtype=torch.uint8, pin_memory=pin)
+        x, y = xy[..., 0].ravel(), xy[..., 1].ravel()
+        maps_shown.render(maps.repeat(frames), x, y, times.ravel(), out=pixels.numpy())
+        return pixels
+
+    strays = kind != "frames" and rng.random() < STRAYED_SHARE
+    seen = picture(strayed(pool, xy[: pool.num_maps], rng)) if strays else None
     relative = torch.from_numpy((times - times[:, :1]).astype(np.float32))
-    return Batch(pixels, torus_tokens(xy), relative, torch.from_numpy(ids).long(), torch.from_numpy(properties))
+    properties = torch.from_numpy(properties)
+    return Batch(picture(pool), torus_tokens(xy), relative, torch.from_numpy(ids).long(), properties, seen)
+
+
+def strayed(pool: overworld.Pool, xy: np.ndarray, rng: np.random.Generator) -> overworld.Pool:
+    """The mistake of a model that does not read on: the theme of one frame of the clip, xy [num_maps, F, 2], has gone on
+    into all regions of its map. Those that the prompt leaves open keep theirs: there only the context can tell."""
+    themes = np.stack([pool.info(m)["theme"] for m in range(pool.num_maps)])
+    for m in range(len(xy)):
+        x, y = xy[m, rng.integers(xy.shape[1])]
+        here = pool.region_at(m, int(x) + overworld.WIDTH // 2, int(y) + overworld.HEIGHT // 2)
+        themes[m, pool.info(m)["mentioned"] != 0] = themes[m, here]
+    return pool.with_themes(themes)
 
 
 def prompt_and_properties(

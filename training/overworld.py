@@ -53,6 +53,7 @@ def _library() -> ctypes.CDLL:
         "ow_last_error": (c_char_p, []),
         "ow_pool_create": (c_void_p, [c_uint64, c_int, c_int]),
         "ow_pool_from_prompts": (c_void_p, [POINTER(c_char_p), c_int, c_uint64, c_int]),
+        "ow_pool_with_themes": (c_void_p, [c_void_p, int32s, c_int]),
         "ow_pool_destroy": (None, [c_void_p]),
         "ow_vocab_size": (c_int, []),
         "ow_vocab_word": (c_char_p, [c_int]),
@@ -110,6 +111,17 @@ class Pool:
         pool.num_maps = len(prompts)
         texts = (c_char_p * len(prompts))(*(p.encode() for p in prompts))
         pool._pool = _library().ow_pool_from_prompts(texts, len(prompts), first_seed, num_threads)
+        if not pool._pool:
+            raise RuntimeError(_library().ow_last_error().decode())
+        return pool
+
+    def with_themes(self, themes: np.ndarray, num_threads: int = 1) -> Pool:
+        """The same maps under other themes [num_maps, 9], by region."""
+        assert themes.shape == (self.num_maps, 9)
+        pool = Pool.__new__(Pool)
+        pool.num_maps = self.num_maps
+        array, pointer = _int32(themes)
+        pool._pool = _library().ow_pool_with_themes(self._pool, pointer, num_threads)
         if not pool._pool:
             raise RuntimeError(_library().ow_last_error().decode())
         return pool

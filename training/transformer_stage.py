@@ -148,13 +148,13 @@ class TransformerTrainer:
 
     # ---- one step ----
 
-    def latents(self, batch: Batch) -> Tensor:
+    def latents(self, pixels: Tensor) -> Tensor:
         """[B, F, C, h, w]. Encoded in chunks of 64 pictures: one graph serves every kind of clip."""
         with torch.no_grad(), self.run.autocast():
-            chunks = to_unit(batch.pixels).split(64)
+            chunks = to_unit(pixels).split(64)
             chunks = [chunk.contiguous(memory_format=torch.channels_last) for chunk in chunks]
             z = torch.cat([self.encoder(chunk).float() for chunk in chunks])
-        return z.view(*batch.pixels.shape[:2], *z.shape[1:]).contiguous()
+        return z.view(*pixels.shape[:2], *z.shape[1:]).contiguous()
 
     def velocity(
         self, kind: str, batch: Batch, text: Tensor, context: Tensor, noisy: Tensor, t: Tensor
@@ -215,15 +215,15 @@ class TransformerTrainer:
         return noisy - t[..., None, None, None] * self.velocity(kind, batch, text, context, noisy, t)[0]
 
     @torch.no_grad()
-    def own_context(self, kind: str, batch: Batch, text: Tensor, z: Tensor, rounds: int) -> Tensor:
-        """Context with some frames replaced by predictions; in a second round by predictions from predictions, as
-        mistakes add up in a long rollout. Each clip has its own share of replaced frames."""
-        context = z
+    def own_context(self, kind: str, batch: Batch, text: Tensor, z: Tensor, seen: Tensor, rounds: int) -> Tensor:
+        """The context `seen` with some frames replaced by predictions; in a second round by predictions from
+        predictions, as mistakes add up in a long rollout. Each clip has its own share of replaced frames."""
+        context = seen
         for _ in range(rounds):
             predicted = self.own_prediction(kind, batch, text, z, context)
             share = torch.rand(z.shape[0], 1, device=z.device)
             replaced = torch.rand(z.shape[:2], device=z.device) < share
-            context = torch.where(replaced[..., None, None, None], predicted, z)
+            context = torch.where(replaced[..., None, None, None], predicted, seen)
         return context
 
     def noise_levels(self, kind: str, frames: tuple[int, int]) -> Tensor:
@@ -239,12 +239,13 @@ class TransformerTrainer:
     def loss(self, kind: str, batch: Batch, own_rounds: int, probe_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the velocity over all noisy frames, plus probe_weight times what the probes cannot tell;
         and what is logged."""
-        z = self.latents(batch)
+        z = self.latents(batch.pixels)
+        seen = z if batch.seen is None else self.latents(batch.seen)
         frames = z.shape[:2]
         rand = lambda *shape: torch.rand(*shape, device=z.device)
         with self.run.autocast():
             text = self.model.text_encoder(batch.ids)
-            context = self.own_context(kind, batch, text.detach(), z, own_rounds) if own_rounds else z
+            context = self.own_context(kind, batch, text.detach(), z, seen, own_rounds) if own_rounds else seen
             # Half of the clips keep clean context; the others get noise up to the clip's own bound, by frame.
             bound = CONTEXT_NOISE * rand(frames[0], 1) * (rand(frames[0], 1) < 0.5)
             context = mix(context, torch.randn_like(z), bound * rand(*frames))

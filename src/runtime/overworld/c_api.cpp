@@ -1,6 +1,7 @@
 #include "overworld/c_api.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <exception>
 #include <functional>
@@ -109,6 +110,24 @@ ow_pool* ow_pool_from_prompts(const char* const* prompts, int num, uint64_t firs
       expect(prompts[i] != nullptr, str("expected a prompt for map ", i, ", found NULL"));
       const uint64_t seed = first_seed + static_cast<uint64_t>(i);
       return std::make_unique<const Map>(seed, parse_prompt(prompts[i], seed));
+    });
+  });
+}
+
+ow_pool* ow_pool_with_themes(const ow_pool* pool, const int32_t* themes, int num_threads) {
+  return guarded<ow_pool*>(nullptr, [&] {
+    expect(pool != nullptr && themes != nullptr, "expected a pool and themes, found NULL");
+    const int count = static_cast<int>(pool->maps.size());
+    for (int i = 0; i < count * kNumRegions; ++i) {
+      expect(themes[i] >= 0 && themes[i] < kNumThemes,
+             str("expected a theme from 0 to ", kNumThemes - 1, ", found ", themes[i]));
+    }
+    return make_pool(count, num_threads, [&](int i) {
+      std::array<Theme, kNumRegions> of_map;
+      for (int r = 0; r < kNumRegions; ++r) {
+        of_map[static_cast<size_t>(r)] = static_cast<Theme>(themes[i * kNumRegions + r]);
+      }
+      return std::make_unique<const Map>(map_of(pool, i).with_themes(of_map));
     });
   });
 }

@@ -20,6 +20,8 @@ ow_pool* ow_pool_create(uint64_t first_seed, int num_maps, int num_threads);
 // Maps that the prompts describe; what they leave open comes from the seed.
 ow_pool* ow_pool_from_prompts(const char* const* prompts, int num, uint64_t first_seed,
                               int num_threads);
+// The same maps under other themes, [num_maps, 9] by map and region.
+ow_pool* ow_pool_with_themes(const ow_pool* pool, const int32_t* themes, int num_threads);
 void ow_pool_destroy(ow_pool* pool);
 
 int ow_vocab_size(void);

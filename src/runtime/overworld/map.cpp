@@ -365,6 +365,22 @@ void Map::place_critters() {
   }
 }
 
+Map Map::with_themes(const std::array<Theme, kNumRegions>& themes) const {
+  Map other = *this;
+  for (int r = 0; r < kNumRegions; ++r) other.spec_.regions[r].theme = themes[r];
+  for (int i = 0; i < kObjectCells * kObjectCells; ++i) {
+    Object& object = other.objects_[i];
+    if (object.kind == ObjectKind::none) continue;
+    const int x = i % kObjectCells * kObjectGrid + kObjectGrid / 2 + object.dx;
+    const int y = i / kObjectCells * kObjectGrid + kObjectGrid / 2 + object.dy;
+    object.theme = themes[region_at(x, y + 8)];
+  }
+  for (Critter& critter : other.critters_) {
+    if (critter.present) critter.theme = themes[region_at(critter.x, critter.y)];
+  }
+  return other;
+}
+
 // The liveliest view near the middle of the world: many kinds of terrain, none of them everywhere,
 // a landmark in sight.
 void Map::choose_start() {

@@ -119,6 +119,10 @@ class Map {
 
   Map(uint64_t seed, const MapSpec& spec);
 
+  // The same land under other themes: what Map(seed, spec with these themes) would be, without
+  // building it again.
+  Map with_themes(const std::array<Theme, kNumRegions>& themes) const;
+
   uint64_t seed() const { return seed_; }
 
   const MapSpec& spec() const { return spec_; }
