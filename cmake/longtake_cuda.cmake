@@ -1,12 +1,22 @@
-# Decides whether the CUDA twins are built; writes the answer into build_config.h.
+# Decides whether the CUDA kernels are built.
 set(LONGTAKE_HAS_CUDA OFF)
 if(LONGTAKE_CUDA)
   include(CheckLanguage)
   check_language(CUDA)
-  # The switch turns on when the first .cu file is listed; a toolkit alone changes nothing.
-  get_property(LONGTAKE_CUDA_SOURCES GLOBAL PROPERTY LONGTAKE_CUDA_SOURCES)
-  if(CMAKE_CUDA_COMPILER AND LONGTAKE_CUDA_SOURCES)
+  if(CMAKE_CUDA_COMPILER)
+    # PTX of 8.0 serves every later chip; Hopper's kernels are its own.
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES 80 90a-real)
+    endif()
     enable_language(CUDA)
+    # CMake 3.25 does not know that later nvcc speak C++20.
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    endif()
+    find_package(CUDAToolkit REQUIRED)
     set(LONGTAKE_HAS_CUDA ON)
   endif()
+endif()
+if(LONGTAKE_KERNELS_ONLY AND NOT LONGTAKE_HAS_CUDA)
+  message(FATAL_ERROR "LONGTAKE_KERNELS_ONLY: expected nvcc and LONGTAKE_CUDA=ON, found no CUDA compiler")
 endif()

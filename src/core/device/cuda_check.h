@@ -1,0 +1,71 @@
+// CUDA's error codes as our errors. CUDA builds only.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+
+namespace longtake::cuda {
+
+// Throws Error: "what: CUDA's own words".
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw Error(str(what, ": ", cudaGetErrorString(status)));
+}
+
+// Device memory of `count` elements, owned and only moved. Contents start undefined.
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+
+  explicit DeviceArray(size_t count) : count_(count) {
+    if (count == 0) return;
+    if (cudaMalloc(reinterpret_cast<void**>(&data_), count * sizeof(T)) != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      throw Error(str("GPU memory: expected ", count * sizeof(T), " bytes, found fewer free"));
+    }
+  }
+
+  ~DeviceArray() { static_cast<void>(cudaFree(data_)); }
+
+  DeviceArray(DeviceArray&& other) noexcept : data_(other.data_), count_(other.count_) {
+    other.data_ = nullptr;
+    other.count_ = 0;
+  }
+
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(count_, other.count_);
+    return *this;
+  }
+
+  T* data() const { return data_; }
+
+  size_t size() const { return count_; }
+
+ private:
+  T* data_ = nullptr;
+  size_t count_ = 0;
+};
+
+template <typename T>
+DeviceArray<T> on_device(const std::vector<T>& host) {
+  DeviceArray<T> array(host.size());
+  check(cudaMemcpy(array.data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice),
+        "copy to the GPU");
+  return array;
+}
+
+template <typename T>
+std::vector<T> on_host(const DeviceArray<T>& array) {
+  std::vector<T> host(array.size());
+  check(cudaMemcpy(host.data(), array.data(), array.size() * sizeof(T), cudaMemcpyDeviceToHost),
+        "copy from the GPU");
+  return host;
+}
+
+}  // namespace longtake::cuda
