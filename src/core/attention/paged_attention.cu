@@ -1,5 +1,7 @@
 // Host side of paged attention, and the kernels around the two that do the work: planning,
 // combining cut rows, packing pages.
+#include <cuda_fp8.h>
+
 #include "attention/paged_attention.cuh"
 
 namespace longtake::cuda {
@@ -43,55 +45,88 @@ __global__ void __launch_bounds__(kMaxBlocks)
   if (on) plan[2 + block] = sums[block];
 }
 
-// One block a row; those of whole rows have nothing to do, except that rows without pages become
-// zeros. Thread t has channel t mod D of query t / D, and so on.
+// Where a row is cut: the boundary between attention blocks `boundary` - 1 and `boundary`.
+struct Cut {
+  int row;
+  int begin;     // of the row, in units of the tail
+  int from, to;  // attention blocks [from, to) have a part of the row each, or are empty
+};
+
+// False unless the boundary is the first that lies strictly inside a row.
+__device__ bool find_cut(const PageLists& lists, const int32_t* plan, int num_blocks, int boundary,
+                         Cut& cut) {
+  const int32_t* starts = plan + 1;  // [num_blocks + 1]
+  const int first_row = plan[0] * num_blocks;
+  const int base = lists.offsets[first_row], unit = starts[boundary];
+  // The last row that begins at or before the boundary.
+  int high = lists.num_rows;
+  cut.row = first_row;
+  while (high - cut.row > 1) {
+    const int middle = (cut.row + high) / 2;
+    (lists.offsets[middle] - base <= unit ? cut.row : high) = middle;
+  }
+  if (cut.row >= lists.num_rows) return false;  // no tail
+  cut.begin = lists.offsets[cut.row] - base;
+  const int end = lists.offsets[cut.row + 1] - base;
+  cut.from = boundary - 1;
+  if (unit <= cut.begin || unit >= end || starts[cut.from] > cut.begin) return false;
+  cut.to = boundary + 1;
+  while (cut.to < num_blocks && starts[cut.to] < end) ++cut.to;
+  return true;
+}
+
+constexpr int kCombineSlices = 16;  // of a tile's queries, a block each
+constexpr int kEmptyBlocks = 8;     // that look for rows without pages
+
+// Blocks x < num_blocks put the row together that is cut at boundary x, if one is; the others write
+// zeros for rows without pages.
 template <int D>
 __global__ void __launch_bounds__(256) combine_kernel(PagedArguments args, int num_blocks) {
-  const int row = blockIdx.x;
-  const int begin = args.lists.offsets[row], end = args.lists.offsets[row + 1];
-  const int tail_row = args.plan[0] * num_blocks;
-  if (row < tail_row && end > begin) return;
-  const int32_t* starts = args.plan + 1;  // [num_blocks + 1]
-  int from = 0, to = 0;                   // blocks that have a part of the row
-  int unit = 0;
-  if (end > begin) {
-    const int base = args.lists.offsets[tail_row];
-    unit = begin - base;
-    // The block that the row begins in: the last that begins at or before it and is not empty.
-    int high = num_blocks;
-    while (high - from > 1) {
-      const int middle = (from + high) / 2;
-      (starts[middle] <= unit ? from : high) = middle;
-    }
-    to = from;
-    while (to < num_blocks && starts[to] < end - base) ++to;
-    if (to - from == 1) return;
-  }
+  constexpr int kQueries = kTileQueries / kCombineSlices;
   const int tiles = args.lists.num_rows / args.num_heads;
-  const int head = row / tiles, tile = row % tiles;
-  for (int i = threadIdx.x; i < kTileQueries * D; i += blockDim.x) {
-    const int in_tile = i / D, channel = i % D;
-    const int query = tile * kTileQueries + in_tile;
-    if (query >= args.num_queries) return;
+  // Calls body(query, in_tile, channel) for what this thread has of a row's slice.
+  const auto each_value = [&](int row, const auto& body) {
+    const int first = static_cast<int>(blockIdx.y) * kQueries;
+    for (int i = threadIdx.x; i < kQueries * D; i += blockDim.x) {
+      const int in_tile = first + i / D, query = row % tiles * kTileQueries + in_tile;
+      if (query < args.num_queries) {
+        const int64_t at = static_cast<int64_t>(query) * args.num_heads + row / tiles;
+        args.out[at * D + i % D] = __float2bfloat16(body(in_tile, i % D));
+      }
+    }
+  };
+  if (blockIdx.x >= num_blocks) {
+    for (int row = blockIdx.x - num_blocks; row < args.lists.num_rows; row += kEmptyBlocks) {
+      if (args.lists.offsets[row] < args.lists.offsets[row + 1]) continue;
+      each_value(row, [](int, int) { return 0.0F; });
+    }
+    return;
+  }
+  Cut cut;
+  if (blockIdx.x == 0 || !find_cut(args.lists, args.plan, num_blocks, blockIdx.x, cut)) return;
+  const int32_t* starts = args.plan + 1;
+  each_value(cut.row, [&](int in_tile, int channel) {
+    // A block's second slot if the row began inside its stretch, else the first.
     const auto at = [&](int block) {
-      const int slot = 2 * block + (starts[block] >= unit ? 0 : 1);
-      return static_cast<int64_t>(slot) * kTileQueries + in_tile;
+      return static_cast<int64_t>(2 * block + (starts[block] < cut.begin)) * kTileQueries + in_tile;
     };
     float reference = -INFINITY;
-    for (int b = from; b < to; ++b) {
-      if (starts[b + 1] > starts[b]) reference = fmaxf(reference, args.partial_sum[at(b)].x);
+#pragma unroll 4
+    for (int b = cut.from; b < cut.to; ++b) {
+      const float other = starts[b] < starts[b + 1] ? args.partial_sum[at(b)].x : -INFINITY;
+      reference = fmaxf(reference, other);
     }
     float numerator = 0, sum = 0;
-    for (int b = from; b < to; ++b) {
-      if (starts[b + 1] == starts[b]) continue;
+#pragma unroll 4
+    for (int b = cut.from; b < cut.to; ++b) {
+      if (starts[b] == starts[b + 1]) continue;
       const float2 part = args.partial_sum[at(b)];
       const float factor = fast_exp2(part.x - reference);
       numerator += factor * args.partial_out[at(b) * D + channel];
       sum += factor * part.y;
     }
-    args.out[(static_cast<int64_t>(query) * args.num_heads + head) * D + channel] =
-        __float2bfloat16(sum == 0 ? 0 : numerator / sum);
-  }
+    return sum == 0 ? 0.0F : numerator / sum;
+  });
 }
 
 // One block a page, one thread a chunk of 8 channels at a time.
@@ -128,7 +163,71 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-void expect_head_dim(int head_dim) {
+// The largest of a block's 256 values.
+__device__ float block_max(float value) {
+  __shared__ float by_warp[8];
+  for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0U, value, step));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) by_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (float other : by_warp) value = fmaxf(value, other);
+  return value;
+}
+
+// One block a page of 8-bit keys and values, 128 channels.
+__global__ void __launch_bounds__(256)
+    pack_fp8_kernel(const __nv_bfloat16* k, const __nv_bfloat16* v, const float* bias,
+                    int num_tokens, int num_heads, const int32_t* pages, unsigned char* store) {
+  constexpr int kDim = 128, kMatrix = kPageKeys * kDim;
+  constexpr float kLargest = 448;  // of e4m3
+  const int head = blockIdx.y;
+  const int begin = blockIdx.x * kPageKeys, used = min(kPageKeys, num_tokens - begin);
+  unsigned char* page = store + static_cast<int64_t>(pages[head * gridDim.x + blockIdx.x]) *
+                                    paged_bytes(kDim, PageFormat::kFp8);
+  const auto at = [&](int slot) {
+    return (static_cast<int64_t>(begin + slot) * num_heads + head) * kDim;
+  };
+  const auto weight_of = [&](int slot) {
+    if (slot >= used) return 0.0F;
+    return bias ? expf(bias[static_cast<int64_t>(head) * num_tokens + begin + slot]) : 1.0F;
+  };
+  const auto value_of = [&](int slot, int channel) {
+    return slot < used ? __bfloat162float(v[at(slot) + channel]) * weight_of(slot) : 0.0F;
+  };
+  float largest_key = 0, largest_value = 0;
+  for (int i = threadIdx.x; i < used * kDim; i += blockDim.x) {
+    largest_key = fmaxf(largest_key, fabsf(__bfloat162float(k[at(i / kDim) + i % kDim])));
+    largest_value = fmaxf(largest_value, fabsf(value_of(i / kDim, i % kDim)));
+  }
+  largest_key = block_max(largest_key);
+  largest_value = block_max(largest_value);
+  const float key_scale = largest_key > 0 ? largest_key / kLargest : 1;
+  const float exponent = largest_value > 0 ? ceilf(log2f(largest_value / kLargest)) : 0;
+  const float value_factor = exp2f(-exponent);
+  const auto rounded = [](float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); };
+  for (int i = threadIdx.x; i < kMatrix; i += blockDim.x) {
+    const int row = i / 128, column = i % 128;
+    const int offset = row * 128 + ((column / 16 ^ (row & 7)) << 4) + column % 16;
+    const int slot = min(row, used - 1);
+    page[offset] = rounded(__bfloat162float(k[at(slot) + column]) / key_scale);
+    // Row: a channel. Of 32 columns, 4 c + {0..3} and 16 + 4 c + {0..3} are what thread c of four
+    // holds of the terms: keys 2 c + {0, 1} of every 8.
+    const int key = column / 16 * 16 + (column / 2 & 1) * 8 + (column / 4 & 3) * 2 + (column & 1);
+    page[kMatrix + offset] = rounded(value_of(key, row) * value_factor);
+  }
+  auto* floats = reinterpret_cast<float*>(page + 2 * kMatrix);
+  if (threadIdx.x < kPageKeys) floats[threadIdx.x] = weight_of(threadIdx.x) * value_factor;
+  if (threadIdx.x < 4) {
+    floats[kPageKeys + threadIdx.x] = threadIdx.x == 0   ? key_scale
+                                      : threadIdx.x == 1 ? exponent
+                                                         : 0.0F;
+  }
+}
+
+void expect_head_dim(int head_dim, PageFormat format) {
+  if (format == PageFormat::kFp8 && head_dim != 128) {
+    throw Error(str("attention in 8 bits: expected 128 channels a head, found ", head_dim));
+  }
   if (head_dim != 64 && head_dim != 128) {
     throw Error(str("attention on the GPU: expected 64 or 128 channels a head, found ", head_dim));
   }
@@ -136,9 +235,9 @@ void expect_head_dim(int head_dim) {
 
 }  // namespace
 
-PagedAttention::PagedAttention(int head_dim, AttentionKernel kernel)
-    : head_dim_(head_dim), kernel_(kernel) {
-  expect_head_dim(head_dim);
+PagedAttention::PagedAttention(int head_dim, AttentionKernel kernel, PageFormat format)
+    : head_dim_(head_dim), kernel_(kernel), format_(format) {
+  expect_head_dim(head_dim, format);
   int device = 0;
   cudaDeviceProp properties;
   check(cudaGetDevice(&device), "GPU");
@@ -149,6 +248,9 @@ PagedAttention::PagedAttention(int head_dim, AttentionKernel kernel)
   }
   if (kernel_ == AttentionKernel::kHopper && properties.major != 9) {
     throw Error(str("attention kernel: expected compute capability 9.0, found ", capability));
+  }
+  if (format == PageFormat::kFp8 && kernel_ != AttentionKernel::kHopper) {
+    throw Error(str("attention in 8 bits: expected compute capability 9.0, found ", capability));
   }
   if (properties.major < 8) {
     throw Error(
@@ -189,25 +291,35 @@ void PagedAttention::run(const void* q, int64_t num_queries, int num_heads, cons
       partial_.data() + static_cast<int64_t>(2 * num_blocks_) * kTileQueries * head_dim_);
   args.scale_log2 = scale * 1.44269504088896341F;
   if (kernel_ == AttentionKernel::kHopper) {
-    launch_hopper(head_dim_, num_blocks_, args, stream);
+    launch_hopper(head_dim_, format_, num_blocks_, args, stream);
   } else {
     launch_portable(head_dim_, num_blocks_, args, stream);
   }
   check(cudaGetLastError(), "attention");
   const auto combine = head_dim_ == 64 ? combine_kernel<64> : combine_kernel<128>;
-  combine<<<static_cast<unsigned>(lists.num_rows), 256, 0, stream>>>(args, num_blocks_);
+  const dim3 grid(static_cast<unsigned>(num_blocks_ + kEmptyBlocks), kCombineSlices);
+  combine<<<grid, 256, 0, stream>>>(args, num_blocks_);
   check(cudaGetLastError(), "combining attention");
 }
 
 void pack_pages(const void* k, const void* v, const float* bias, int64_t num_tokens, int num_heads,
-                int head_dim, const int32_t* pages, void* store, cudaStream_t stream) {
-  expect_head_dim(head_dim);
+                int head_dim, PageFormat format, const int32_t* pages, void* store,
+                cudaStream_t stream) {
+  expect_head_dim(head_dim, format);
   if (num_tokens == 0 || num_heads == 0) return;
   const dim3 grid(static_cast<unsigned>((num_tokens + kPageKeys - 1) / kPageKeys),
                   static_cast<unsigned>(num_heads));
-  pack_kernel<<<grid, 256, 0, stream>>>(static_cast<const uint4*>(k), static_cast<const uint4*>(v),
-                                        bias, static_cast<int>(num_tokens), num_heads, head_dim,
-                                        pages, static_cast<unsigned char*>(store));
+  auto* bytes = static_cast<unsigned char*>(store);
+  const auto tokens = static_cast<int>(num_tokens);
+  if (format == PageFormat::kFp8) {
+    pack_fp8_kernel<<<grid, 256, 0, stream>>>(static_cast<const __nv_bfloat16*>(k),
+                                              static_cast<const __nv_bfloat16*>(v), bias, tokens,
+                                              num_heads, pages, bytes);
+  } else {
+    pack_kernel<<<grid, 256, 0, stream>>>(static_cast<const uint4*>(k),
+                                          static_cast<const uint4*>(v), bias, tokens, num_heads,
+                                          head_dim, pages, bytes);
+  }
   check(cudaGetLastError(), "packing pages");
 }
 

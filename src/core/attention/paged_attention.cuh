@@ -23,7 +23,8 @@ struct PagedArguments {
   float scale_log2;     // of logits, times log2 e
 };
 
-void launch_hopper(int head_dim, int num_blocks, const PagedArguments& args, cudaStream_t stream);
+void launch_hopper(int head_dim, PageFormat format, int num_blocks, const PagedArguments& args,
+                   cudaStream_t stream);
 void launch_portable(int head_dim, int num_blocks, const PagedArguments& args, cudaStream_t stream);
 
 // Bytes from a page's keys to the chunk of 8 channels, `chunk` < D/8, of key `row`; values alike.
@@ -103,31 +104,37 @@ class SegmentWalk {
 // its reference; sums stay apart until the end.
 //
 // The reference follows the maximum only when that has grown by more than 2^kSlack (the idea is
-// FlashAttention-4's): terms stay below 2^kSlack, far from overflow, and accumulators are rescaled
-// a few times a row in place of once a page.
+// FlashAttention-4's): accumulators are rescaled a few times a row in place of once a page. Terms
+// of the largest logit are between 2^kOffset and 2^(kOffset + kSlack): far from overflow in f32 and
+// bf16 in any case, and in 8 bits where most of their range lies below.
+template <int kSlack, int kOffset>
 struct OnlineSoftmax {
-  static constexpr float kSlack = 8;
   float reference[2] = {-INFINITY, -INFINITY};  // in powers of two
   float sum[2] = {0, 0};
   float rescale[2];  // of what was accumulated before the last update
 
-  // logits [N / 2] of N columns, weights of those columns; logits become terms.
+  // logits [N / 2] of N columns, weights of those columns; logits become terms
+  // 2^(logit scale + bias - reference), scale by row.
   template <int N>
-  __device__ void update(float (&logits)[N / 2], const float* weights, float scale_log2) {
+  __device__ void update(float (&logits)[N / 2], const float* weights, const float (&scale)[2],
+                         float bias) {
     float most[2] = {logits[0], logits[2]};
 #pragma unroll
     for (int i = 0; i < N / 8; ++i) {
       most[0] = fmaxf(most[0], fmaxf(logits[4 * i], logits[4 * i + 1]));
       most[1] = fmaxf(most[1], fmaxf(logits[4 * i + 2], logits[4 * i + 3]));
     }
+    float shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       most[r] = fmaxf(most[r], __shfl_xor_sync(~0U, most[r], 1));
-      most[r] = fmaxf(most[r], __shfl_xor_sync(~0U, most[r], 2)) * scale_log2;
-      const bool grown = most[r] > reference[r] + kSlack;
-      rescale[r] = grown ? fast_exp2(reference[r] - most[r]) : 1.0F;
-      reference[r] = grown ? most[r] : reference[r];
+      most[r] = fmaxf(most[r], __shfl_xor_sync(~0U, most[r], 2));
+      const float wanted = fmaf(most[r], scale[r], bias - kOffset);
+      const bool grown = wanted > reference[r] + kSlack;
+      rescale[r] = grown ? fast_exp2(reference[r] - wanted) : 1.0F;
+      reference[r] = grown ? wanted : reference[r];
       sum[r] *= rescale[r];
+      shift[r] = bias - reference[r];
     }
     const float2* pairs = reinterpret_cast<const float2*>(weights) + (threadIdx.x & 3);
 #pragma unroll
@@ -137,8 +144,8 @@ struct OnlineSoftmax {
       for (int r = 0; r < 2; ++r) {
         float& a = logits[4 * i + 2 * r];
         float& b = logits[4 * i + 2 * r + 1];
-        a = fast_exp2(fmaf(a, scale_log2, -reference[r]));
-        b = fast_exp2(fmaf(b, scale_log2, -reference[r]));
+        a = fast_exp2(fmaf(a, scale[r], shift[r]));
+        b = fast_exp2(fmaf(b, scale[r], shift[r]));
         sum[r] = fmaf(a, weight.x, sum[r]);
         sum[r] = fmaf(b, weight.y, sum[r]);
       }
@@ -166,9 +173,9 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 
 // Writes two rows of an accumulator [D / 2], row and row + 8 of the segment's tile: the quotient
 // if the segment is its whole row, else what the combining kernel needs.
-template <int D>
+template <int D, typename Softmax>
 __device__ void write_rows(const PagedArguments& args, const Segment& segment, int row,
-                           const float (&acc)[D / 2], const OnlineSoftmax& softmax) {
+                           const float (&acc)[D / 2], const Softmax& softmax) {
   const int tiles = args.lists.num_rows / args.num_heads;
   const int head = segment.row / tiles, tile = segment.row % tiles;
   const int column = 2 * (threadIdx.x & 3);

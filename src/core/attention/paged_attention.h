@@ -8,6 +8,15 @@
 //   values   bf16 [D/64][128][64]   likewise; each row times its weight
 //   weights  f32  [128]             how many plain keys a slot counts as: e^bias; 0: unused
 //
+// or, at half the bytes and for twice the products a second, in 8 bits (e4m3, 128 channels only):
+//
+//   keys     e4m3 [128][128]        over a scale of the page; chunks of row r permuted likewise
+//   values   e4m3 [128][128]        channels by keys (the tensor cores want it so), over a power of
+//                                   two of the page; keys of every 32 in the order in which the
+//                                   accumulators of the first product hold them
+//   weights  f32  [128]             over the same power of two
+//   scales   f32  [4]               of keys; log2 of that of values; 0; 0
+//
 // A bias b on a key's logit multiplies its share of the softmax by e^b, above and below the line:
 //   out = sum_j e^(s_j) (w_j v_j) / sum_j e^(s_j) w_j,   w_j = e^(b_j).
 // With w_j v_j in store the products cost what they cost without a bias, and the sum below the line
@@ -27,9 +36,13 @@ namespace longtake::cuda {
 inline constexpr int kPageKeys = 128;
 inline constexpr int kTileQueries = 128;  // queries that share one list of pages
 
-// Bytes of one page; head_dim is 64 or 128.
-constexpr size_t paged_bytes(int head_dim) {
-  return static_cast<size_t>(kPageKeys) * (static_cast<size_t>(head_dim) * 4 + sizeof(float));
+enum class PageFormat : uint8_t { kBf16, kFp8 };
+
+// Bytes of one page; head_dim is 64 or 128, in 8 bits 128.
+constexpr size_t paged_bytes(int head_dim, PageFormat format = PageFormat::kBf16) {
+  const auto matrix = static_cast<size_t>(kPageKeys * head_dim);
+  const size_t weights = kPageKeys * sizeof(float);
+  return format == PageFormat::kBf16 ? 4 * matrix + weights : 2 * matrix + weights + 16;
 }
 
 // Which pages each row reads. Row (head * tiles + tile), tiles = ceil(num_queries / kTileQueries),
@@ -57,16 +70,17 @@ enum class AttentionKernel : uint8_t {
 class PagedAttention {
  public:
   // For the current device. Throws Error for a head_dim other than 64 and 128, and when the device
-  // cannot run the kernel.
-  explicit PagedAttention(int head_dim, AttentionKernel kernel = AttentionKernel::kBest);
+  // cannot run the kernel; pages in 8 bits need 128 channels and Hopper.
+  explicit PagedAttention(int head_dim, AttentionKernel kernel = AttentionKernel::kBest,
+                          PageFormat format = PageFormat::kBf16);
 
   // Once for every change of lists.offsets; the lists of later calls to run may differ in `first`
   // and `pages` only.
   void plan(const PageLists& lists, cudaStream_t stream);
 
   // out = softmax(q k^T * scale + log w) v. q, out bf16 [num_queries, num_heads, D]; store: pages
-  // of paged_bytes(D), aligned to 16 bytes; scale > 0. Queries without any key, or with none of
-  // positive weight, give zeros.
+  // of paged_bytes(D, format), aligned to 16 bytes; scale > 0. Queries without any key, or with
+  // none of positive weight, give zeros.
   void run(const void* q, int64_t num_queries, int num_heads, const void* store,
            const PageLists& lists, float scale, void* out, cudaStream_t stream);
 
@@ -77,6 +91,7 @@ class PagedAttention {
  private:
   int head_dim_;
   AttentionKernel kernel_;
+  PageFormat format_;
   int num_blocks_ = 0;
   DeviceArray<int32_t> plan_;
   DeviceArray<float> partial_;
@@ -86,6 +101,7 @@ class PagedAttention {
 // pages[h * ceil(num_tokens / kPageKeys) + i]. k, v bf16 [num_tokens, num_heads, D]; bias f32
 // [num_heads, num_tokens] or null: the natural logarithm of the weights. All on the device.
 void pack_pages(const void* k, const void* v, const float* bias, int64_t num_tokens, int num_heads,
-                int head_dim, const int32_t* pages, void* store, cudaStream_t stream);
+                int head_dim, PageFormat format, const int32_t* pages, void* store,
+                cudaStream_t stream);
 
 }  // namespace longtake::cuda

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kKeys = kPageKeys / 2;  // of one stage
 constexpr int kThreads = 256;
+using Softmax = OnlineSoftmax<8, 0>;
 
 template <int D>
 struct Stage {
@@ -105,7 +106,7 @@ __device__ void load_queries(const PagedArguments& args, const Segment& segment,
 
 template <int D>
 __device__ void attend_stage(const Stage<D>& stage, const uint32_t (&q)[D / 16][4], int lane,
-                             float scale_log2, OnlineSoftmax& softmax, float (&out)[D / 2]) {
+                             float scale_log2, Softmax& softmax, float (&out)[D / 2]) {
   float logits[kKeys / 2] = {};
   uint32_t b[4];
 #pragma unroll
@@ -118,7 +119,7 @@ __device__ void attend_stage(const Stage<D>& stage, const uint32_t (&q)[D / 16][
       mma(logits + 8 * n + 4, q[k], b[2], b[3]);
     }
   }
-  softmax.update<kKeys>(logits, stage.weights, scale_log2);
+  softmax.update<kKeys>(logits, stage.weights, {scale_log2, scale_log2}, 0);
   if (softmax.must_rescale()) {
 #pragma unroll
     for (int i = 0; i < D / 2; ++i) out[i] *= softmax.rescale[i / 2 % 2];
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     };
     bring(0);
     load_queries<D>(args, segment, warp, lane, q);
-    OnlineSoftmax softmax;
+    Softmax softmax;
 #pragma unroll
     for (int i = 0; i < D / 2; ++i) out[i] = 0;
     const int halves = 2 * segment.count;

@@ -10,7 +10,7 @@
 //                work on; wait for out; rescale it where the reference moved
 //
 // The two take turns at starting products, so that one has its softmax while the other multiplies.
-// Registers: out D/2, logits 64, terms 32 of 232 a thread.
+// Registers: out D/2, logits 64, terms 32 (in 8 bits 16) of 232 a thread.
 #include "attention/paged_attention.cuh"
 #include "device/hopper.cuh"
 
@@ -21,19 +21,160 @@ namespace {
 constexpr int kGroups = 2;  // warpgroups that compute
 constexpr int kGroupQueries = kTileQueries / kGroups;
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kWeightBytes = kPageKeys * 4;
 // Named barriers; 0 is __syncthreads.
 constexpr int kTurnBarrier = 1, kGroupBarrier = 3;
 
-template <int D, int kStages>
+// Where the chunk of 16 bytes of a row of 128 goes in shared memory.
+__device__ int swizzled(int row, int chunk) {
+  return row * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+// A format tells sizes, how queries are loaded, and how the two products are started.
+
+template <int kChannels>
+struct Bf16Pages {
+  static constexpr int D = kChannels;
+  static constexpr int kStages = D == 64 ? 4 : 2;
+  static constexpr int kMatrixBytes = kPageKeys * D * 2;  // of a page's keys; of its values
+  static constexpr int kQueryBytes = kGroupQueries * D * 2;
+  static constexpr int kFloats = kPageKeys;  // behind keys and values
+  using Softmax = OnlineSoftmax<8, 0>;
+  using Terms = uint32_t[kPageKeys / 16][4];
+
+  // Queries `first` + {0 ... 63} of a head as the store lays out keys, but in 64 rows.
+  static __device__ void load_queries(const PagedArguments& args, int head, int first,
+                                      unsigned char* to, float*) {
+    constexpr int kChunks = D / 8;
+    const auto* from = reinterpret_cast<const uint4*>(args.q);
+#pragma unroll
+    for (int i = threadIdx.x % 128; i < kGroupQueries * kChunks; i += 128) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      const int64_t at = static_cast<int64_t>(first + row) * args.num_heads + head;
+      *reinterpret_cast<uint4*>(to + (chunk >> 3) * (kGroupQueries * 128) +
+                                swizzled(row, chunk & 7)) =
+          first + row < args.num_queries ? from[at * kChunks + chunk] : uint4{};
+    }
+  }
+
+  // logits = Q K^T: queries and keys have their channels along the rows.
+  static __device__ void start_logits(float (&logits)[kPageKeys / 2], uint32_t q, uint32_t keys) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      const int half = k / 4, in_row = k % 4 * 32;
+      const uint64_t a = matrix_descriptor(q + half * (kGroupQueries * 128) + in_row, 16, 1024);
+      const uint64_t b = matrix_descriptor(keys + half * (kPageKeys * 128) + in_row, 16, 1024);
+      wgmma_m64n128k16(logits, a, b, k > 0);
+    }
+  }
+
+  // out += P V: the rows of V are keys, its channels run along them.
+  static __device__ void start_out(float (&out)[D / 2], const Terms& terms, uint32_t values) {
+#pragma unroll
+    for (int k = 0; k < kPageKeys / 16; ++k) {
+      wgmma_m64k16(out, terms[k], matrix_descriptor(values + k * 2048, kPageKeys * 128, 1024));
+    }
+  }
+
+  static __device__ void round_terms(const float (&exact)[kPageKeys / 2], Terms& terms) {
+#pragma unroll
+    for (int i = 0; i < kPageKeys / 4; ++i) {
+      terms[i / 4][i % 4] = pack_bf16(exact[2 * i], exact[2 * i + 1]);
+    }
+  }
+};
+
+struct Fp8Pages {
+  static constexpr int D = 128;
+  static constexpr int kStages = 4;
+  static constexpr int kMatrixBytes = kPageKeys * D;
+  static constexpr int kQueryBytes = kGroupQueries * D;
+  static constexpr int kFloats = kPageKeys + 4;
+  // e4m3 goes from 2^-9 to 448.
+  using Softmax = OnlineSoftmax<2, 6>;
+  using Terms = uint32_t[kPageKeys / 32][4];
+
+  // Rounds each query over its own scale; scales [64].
+  static __device__ void load_queries(const PagedArguments& args, int head, int first,
+                                      unsigned char* to, float* scales) {
+    // Eight threads a query, a chunk of 16 channels each.
+    for (int i = threadIdx.x % 128; i < kGroupQueries * 8; i += 128) {
+      const int row = i / 8, chunk = i % 8;
+      const int64_t at = (static_cast<int64_t>(first + row) * args.num_heads + head) * D;
+      uint4 raw[2] = {};
+      if (first + row < args.num_queries) {
+        const auto* from = reinterpret_cast<const uint4*>(args.q + at) + 2 * chunk;
+        raw[0] = from[0];
+        raw[1] = from[1];
+      }
+      const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(raw);
+      float largest = 0;
+#pragma unroll
+      for (int p = 0; p < 8; ++p) {
+        const float2 pair = __bfloat1622float2(pairs[p]);
+        largest = fmaxf(largest, fmaxf(fabsf(pair.x), fabsf(pair.y)));
+      }
+#pragma unroll
+      for (int step = 4; step > 0; step /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, step));
+      }
+      const float scale = largest > 0 ? largest / 448 : 1;
+      const float factor = 1 / scale;
+      uint32_t rounded[4];
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const float2 low = __bfloat1622float2(pairs[2 * p]);
+        const float2 high = __bfloat1622float2(pairs[2 * p + 1]);
+        rounded[p] = pack_e4m3(low.x * factor, low.y * factor, high.x * factor, high.y * factor);
+      }
+      *reinterpret_cast<uint4*>(to + swizzled(row, chunk)) =
+          make_uint4(rounded[0], rounded[1], rounded[2], rounded[3]);
+      if (chunk == 0) scales[row] = scale;
+    }
+  }
+
+  static __device__ void start_logits(float (&logits)[kPageKeys / 2], uint32_t q, uint32_t keys) {
+#pragma unroll
+    for (int k = 0; k < D / 32; ++k) {
+      wgmma_m64n128k32_e4m3(logits, matrix_descriptor(q + k * 32, 16, 1024),
+                            matrix_descriptor(keys + k * 32, 16, 1024), k > 0);
+    }
+  }
+
+  static __device__ void start_out(float (&out)[D / 2], const Terms& terms, uint32_t values) {
+#pragma unroll
+    for (int k = 0; k < kPageKeys / 32; ++k) {
+      wgmma_m64n128k32_e4m3(out, terms[k], matrix_descriptor(values + k * 32, 16, 1024));
+    }
+  }
+
+  // Four accumulators of one row in four bytes: the columns of V follow (paged_attention.cu).
+  static __device__ void round_terms(const float (&exact)[kPageKeys / 2], Terms& terms) {
+#pragma unroll
+    for (int i = 0; i < kPageKeys / 8; ++i) {
+      const int k = i / 4, row = i % 2, at = 16 * k + i % 4 / 2 * 8 + 2 * row;
+      terms[k][i % 4] = pack_e4m3(exact[at], exact[at + 1], exact[at + 4], exact[at + 5]);
+    }
+  }
+
+  static __device__ uint32_t pack_e4m3(float a, float b, float c, float d) {
+    uint16_t low, high;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
+    return static_cast<uint32_t>(high) << 16 | low;
+  }
+};
+
+template <typename Pages>
 struct Shared {
+  static constexpr int kStages = Pages::kStages;
   // Matrix products want their atoms at multiples of 1024 bytes.
-  unsigned char q[kGroups][kGroupQueries * D * 2];
-  unsigned char keys[kStages][kPageKeys * D * 2];
-  unsigned char values[kStages][kPageKeys * D * 2];
+  unsigned char q[kGroups][Pages::kQueryBytes];
+  unsigned char keys[kStages][Pages::kMatrixBytes];
+  unsigned char values[kStages][Pages::kMatrixBytes];
   // Twice as many as pages: weights are read after the release of their keys, and a slot comes
   // round again only after the release of keys that the reader asks for later.
-  float weights[2 * kStages][kPageKeys];
+  float weights[2 * kStages][Pages::kFloats];
+  float query_scales[kGroups][kGroupQueries];
   uint64_t keys_full[kStages], keys_free[kStages], values_full[kStages], values_free[kStages];
 };
 
@@ -50,9 +191,10 @@ struct Ring {
   }
 };
 
-template <int D, int kStages>
-__device__ void bring_pages(const PagedArguments& args, Shared<D, kStages>& shared) {
-  constexpr int kHalf = kPageKeys * D * 2;
+template <typename Pages>
+__device__ void bring_pages(const PagedArguments& args, Shared<Pages>& shared) {
+  constexpr int kMatrix = Pages::kMatrixBytes, kFloatBytes = Pages::kFloats * 4;
+  constexpr int kStages = Pages::kStages;
   SegmentWalk walk(args, blockIdx.x, gridDim.x);
   Ring<kStages> ring;
   int weights = 0;
@@ -60,67 +202,29 @@ __device__ void bring_pages(const PagedArguments& args, Shared<D, kStages>& shar
     const int32_t* pages = args.lists.pages + segment.first;
     int page = pages[0];
     for (int j = 0; j < segment.count; ++j) {
-      const unsigned char* from = args.store + static_cast<int64_t>(page) * paged_bytes(D);
+      const unsigned char* from =
+          args.store + static_cast<int64_t>(page) * (2 * kMatrix + kFloatBytes);
       if (j + 1 < segment.count) page = pages[j + 1];  // under way while this one waits
       uint64_t* full = &shared.keys_full[ring.stage];
       mbarrier_wait(&shared.keys_free[ring.stage], ring.parity ^ 1);
-      mbarrier_arrive_expect(full, kHalf + kWeightBytes);
-      bulk_copy(shared.keys[ring.stage], from, kHalf, full);
-      bulk_copy(shared.weights[weights], from + 2 * kHalf, kWeightBytes, full);
+      mbarrier_arrive_expect(full, kMatrix + kFloatBytes);
+      bulk_copy(shared.keys[ring.stage], from, kMatrix, full);
+      bulk_copy(shared.weights[weights], from + 2 * kMatrix, kFloatBytes, full);
       full = &shared.values_full[ring.stage];
       mbarrier_wait(&shared.values_free[ring.stage], ring.parity ^ 1);
-      mbarrier_arrive_expect(full, kHalf);
-      bulk_copy(shared.values[ring.stage], from + kHalf, kHalf, full);
+      mbarrier_arrive_expect(full, kMatrix);
+      bulk_copy(shared.values[ring.stage], from + kMatrix, kMatrix, full);
       ring.advance();
       weights = weights + 1 == 2 * kStages ? 0 : weights + 1;
     }
   }
 }
 
-// The group's queries into shared memory, as the store lays out keys, but in 64 rows.
-template <int D>
-__device__ void load_queries(const PagedArguments& args, const Segment& segment, int group,
-                             unsigned char* to) {
-  constexpr int kChunks = D / 8;
+template <typename Pages>
+__device__ void compute(const PagedArguments& args, Shared<Pages>& shared, int group) {
+  constexpr int D = Pages::D, kStages = Pages::kStages;
+  constexpr bool kScaled = Pages::kFloats > kPageKeys;
   const int tiles = args.lists.num_rows / args.num_heads;
-  const int head = segment.row / tiles;
-  const int first = segment.row % tiles * kTileQueries + group * kGroupQueries;
-  const auto* from = reinterpret_cast<const uint4*>(args.q);
-#pragma unroll
-  for (int i = threadIdx.x % 128; i < kGroupQueries * kChunks; i += 128) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    const int64_t at = static_cast<int64_t>(first + row) * args.num_heads + head;
-    const int offset =
-        (chunk >> 3) * (kGroupQueries * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
-    *reinterpret_cast<uint4*>(to + offset) =
-        first + row < args.num_queries ? from[at * kChunks + chunk] : uint4{};
-  }
-}
-
-// logits = Q K^T: queries and keys have their channels along the 128-byte rows.
-template <int D>
-__device__ void start_logits(float (&logits)[kPageKeys / 2], uint32_t q, uint32_t keys) {
-#pragma unroll
-  for (int k = 0; k < D / 16; ++k) {
-    const int half = k / 4, in_row = k % 4 * 32;
-    const uint64_t a = matrix_descriptor(q + half * (kGroupQueries * 128) + in_row, 16, 1024);
-    const uint64_t b = matrix_descriptor(keys + half * (kPageKeys * 128) + in_row, 16, 1024);
-    wgmma_m64n128k16(logits, a, b, k > 0);
-  }
-}
-
-// out += P V: the rows of V are keys, its channels run along them.
-template <int D>
-__device__ void start_out(float (&out)[D / 2], const uint32_t (&terms)[kPageKeys / 16][4],
-                          uint32_t values) {
-#pragma unroll
-  for (int k = 0; k < kPageKeys / 16; ++k) {
-    wgmma_m64k16(out, terms[k], matrix_descriptor(values + k * 2048, kPageKeys * 128, 1024));
-  }
-}
-
-template <int D, int kStages>
-__device__ void compute(const PagedArguments& args, Shared<D, kStages>& shared, int group) {
   SegmentWalk walk(args, blockIdx.x, gridDim.x);
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   Ring<kStages> keys, values;
@@ -130,40 +234,49 @@ __device__ void compute(const PagedArguments& args, Shared<D, kStages>& shared, 
     if (lane == 0) mbarrier_arrive(barrier);
   };
   float logits[kPageKeys / 2], out[D / 2];
-  uint32_t terms[kPageKeys / 16][4];
-  const auto round_terms = [&] {
-#pragma unroll
-    for (int i = 0; i < kPageKeys / 4; ++i) {
-      terms[i / 4][i % 4] = pack_bf16(logits[2 * i], logits[2 * i + 1]);
-    }
-  };
-  const auto next_weights = [&] {
-    const float* now = shared.weights[weights];
+  typename Pages::Terms terms;
+  typename Pages::Softmax softmax;
+  float scale[2] = {args.scale_log2, args.scale_log2};
+  const auto take_terms = [&] {
+    const float* floats = shared.weights[weights];
     weights = weights + 1 == 2 * kStages ? 0 : weights + 1;
-    return now;
+    if constexpr (kScaled) {
+      const float by_page[2] = {scale[0] * floats[kPageKeys], scale[1] * floats[kPageKeys]};
+      softmax.template update<kPageKeys>(logits, floats, by_page, floats[kPageKeys + 1]);
+    } else {
+      softmax.template update<kPageKeys>(logits, floats, scale, 0);
+    }
   };
   // The first turn is the first group's.
   if (group == 1) named_arrive(kTurnBarrier, 2 * 128);
   for (Segment segment; walk.next(segment);) {
     named_sync(kGroupBarrier + group, 128);  // all have read the last queries
-    load_queries<D>(args, segment, group, shared.q[group]);
+    Pages::load_queries(args, segment.row / tiles,
+                        segment.row % tiles * kTileQueries + group * kGroupQueries, shared.q[group],
+                        shared.query_scales[group]);
     fence_proxy_async();
     named_sync(kGroupBarrier + group, 128);
-    OnlineSoftmax softmax;
+    if constexpr (kScaled) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        scale[r] = args.scale_log2 * shared.query_scales[group][warp * 16 + lane / 4 + 8 * r];
+      }
+    }
+    softmax = {};
 #pragma unroll
     for (int i = 0; i < D / 2; ++i) out[i] = 0;
 
     mbarrier_wait(&shared.keys_full[keys.stage], keys.parity);
     pin(logits);
     wgmma_fence();
-    start_logits<D>(logits, q, shared_address(shared.keys[keys.stage]));
+    Pages::start_logits(logits, q, shared_address(shared.keys[keys.stage]));
     wgmma_commit();
     wgmma_wait<0>();
     pin(logits);
     release(&shared.keys_free[keys.stage]);
     keys.advance();
-    softmax.template update<kPageKeys>(logits, next_weights(), args.scale_log2);
-    round_terms();
+    take_terms();
+    Pages::round_terms(logits, terms);
 
     for (int j = 1; j < segment.count; ++j) {
       mbarrier_wait(&shared.keys_full[keys.stage], keys.parity);
@@ -171,22 +284,22 @@ __device__ void compute(const PagedArguments& args, Shared<D, kStages>& shared, 
       pin(logits);
       pin(out);
       wgmma_fence();
-      start_logits<D>(logits, q, shared_address(shared.keys[keys.stage]));
+      Pages::start_logits(logits, q, shared_address(shared.keys[keys.stage]));
       wgmma_commit();
       mbarrier_wait(&shared.values_full[values.stage], values.parity);
-      start_out<D>(out, terms, shared_address(shared.values[values.stage]));
+      Pages::start_out(out, terms, shared_address(shared.values[values.stage]));
       wgmma_commit();
       named_arrive(kTurnBarrier + 1 - group, 2 * 128);
       wgmma_wait<1>();
       pin(logits);
       release(&shared.keys_free[keys.stage]);
       keys.advance();
-      softmax.template update<kPageKeys>(logits, next_weights(), args.scale_log2);
+      take_terms();
       wgmma_wait<0>();
       pin(out);
       release(&shared.values_free[values.stage]);
       values.advance();
-      round_terms();
+      Pages::round_terms(logits, terms);
       if (softmax.must_rescale()) {
 #pragma unroll
         for (int i = 0; i < D / 2; ++i) out[i] *= softmax.rescale[i / 2 % 2];
@@ -196,7 +309,7 @@ __device__ void compute(const PagedArguments& args, Shared<D, kStages>& shared, 
     mbarrier_wait(&shared.values_full[values.stage], values.parity);
     pin(out);
     wgmma_fence();
-    start_out<D>(out, terms, shared_address(shared.values[values.stage]));
+    Pages::start_out(out, terms, shared_address(shared.values[values.stage]));
     wgmma_commit();
     wgmma_wait<0>();
     pin(out);
@@ -209,14 +322,14 @@ __device__ void compute(const PagedArguments& args, Shared<D, kStages>& shared, 
   if (group == 0) named_sync(kTurnBarrier, 2 * 128);
 }
 
-template <int D, int kStages>
+template <typename Pages>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_kernel(const __grid_constant__ PagedArguments args) {
   extern __shared__ unsigned char raw[];
   auto& shared =
-      *reinterpret_cast<Shared<D, kStages>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
+      *reinterpret_cast<Shared<Pages>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
+    for (int s = 0; s < Pages::kStages; ++s) {
       mbarrier_init(&shared.keys_full[s], 1);
       mbarrier_init(&shared.values_full[s], 1);
       mbarrier_init(&shared.keys_free[s], 4 * kGroups);  // one arrival a warp
@@ -228,28 +341,31 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = static_cast<int>(threadIdx.x / 128) - 1;
   if (group < 0) {
     registers_down_to<40>();
-    if (threadIdx.x == 0) bring_pages<D, kStages>(args, shared);
+    if (threadIdx.x == 0) bring_pages(args, shared);
   } else {
     registers_up_to<232>();
-    compute<D, kStages>(args, shared, group);
+    compute(args, shared, group);
   }
 }
 
-template <int D, int kStages>
+template <typename Pages>
 void launch(int num_blocks, const PagedArguments& args, cudaStream_t stream) {
-  constexpr int kBytes = static_cast<int>(sizeof(Shared<D, kStages>)) + 1024;
+  constexpr int kBytes = static_cast<int>(sizeof(Shared<Pages>)) + 1024;
   static_assert(kBytes <= 227 * 1024);
-  check(cudaFuncSetAttribute(attend_kernel<D, kStages>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  check(cudaFuncSetAttribute(attend_kernel<Pages>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              kBytes),
         "attention kernel");
-  attend_kernel<D, kStages><<<static_cast<unsigned>(num_blocks), kThreads, kBytes, stream>>>(args);
+  attend_kernel<Pages><<<static_cast<unsigned>(num_blocks), kThreads, kBytes, stream>>>(args);
 }
 
 }  // namespace
 
-void launch_hopper(int head_dim, int num_blocks, const PagedArguments& args, cudaStream_t stream) {
-  head_dim == 64 ? launch<64, 4>(num_blocks, args, stream)
-                 : launch<128, 2>(num_blocks, args, stream);
+void launch_hopper(int head_dim, PageFormat format, int num_blocks, const PagedArguments& args,
+                   cudaStream_t stream) {
+  const auto run = format == PageFormat::kFp8 ? launch<Fp8Pages>
+                   : head_dim == 64           ? launch<Bf16Pages<64>>
+                                              : launch<Bf16Pages<128>>;
+  run(num_blocks, args, stream);
 }
 
 }  // namespace longtake::cuda

@@ -160,6 +160,27 @@ __device__ inline void wgmma_m64k16(float (&acc)[32], const uint32_t (&a)[4], ui
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// The same in 8 bits (e4m3), 32 at a time; A and B with rows along the 32.
+__device__ inline void wgmma_m64n128k32_e4m3(float (&acc)[64], uint64_t a, uint64_t b,
+                                             int accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" LONGTAKE_P64
+      "}, %64, %65, p, 1, 1;\n"
+      "}\n"
+      : LONGTAKE_R32(acc, 0), LONGTAKE_R32(acc, 32)
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+__device__ inline void wgmma_m64n128k32_e4m3(float (&acc)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" LONGTAKE_P64
+               "}, {%64, %65, %66, %67}, %68, 1, 1, 1;\n"
+               : LONGTAKE_R32(acc, 0), LONGTAKE_R32(acc, 32)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 #undef LONGTAKE_P64
 #undef LONGTAKE_P32
 #undef LONGTAKE_R32
