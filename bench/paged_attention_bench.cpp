@@ -1,7 +1,7 @@
 // Times paged attention on the GPU, dense and by lists, with and without bias, after checking it
 // against plain loops in double.
 //
-//   paged_attention_bench [--json FILE] [--quick]
+//   paged_attention_bench [--json FILE] [--quick] [--only PART OF A NAME]
 //
 // Prints one line a case: milliseconds (median), TFLOP/s on executed pairs of queries and keys,
 // percent of what a large matrix product of cuBLAS reaches in the same process.
@@ -15,6 +15,7 @@
 #include <random>
 #include <vector>
 
+#include "attention/page_lists.h"
 #include "attention/paged_attention.h"
 #include "base/dtype.h"
 
@@ -201,18 +202,57 @@ Result time_case(const Case& c, AttentionKernel kernel, int runs) {
   return {ms, 4.0 * static_cast<double>(executed) * c.head_dim / ms * 1e-9, error};
 }
 
+// Milliseconds to choose the pages of every tile at a density, without the attention that follows;
+// and those to look at one new chunk's pages.
+void time_lists(const Case& c, int runs, std::ofstream& file) {
+  const auto elements = [&](int rows) {
+    return static_cast<size_t>(rows) * static_cast<size_t>(c.heads * c.head_dim);
+  };
+  const int pages = (c.keys + kPageKeys - 1) / kPageKeys;
+  const int tiles = (c.queries + kTileQueries - 1) / kTileQueries;
+  std::vector<int32_t> place(static_cast<size_t>(c.heads * pages)), begin;
+  for (size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int32_t>(i);
+  for (int h = 0; h <= c.heads; ++h) begin.push_back(h * pages);
+  const auto q = on_device(random_bf16(elements(c.queries), 3)),
+             k = on_device(random_bf16(elements(c.keys), 4));
+  const auto dplace = on_device(place), dbegin = on_device(begin);
+  const DeviceArray<unsigned char> store(place.size() * paged_bytes(c.head_dim));
+  pack_pages(k.data(), k.data(), nullptr, c.keys, c.heads, c.head_dim, PageFormat::kBf16,
+             dplace.data(), store.data(), nullptr);
+  PageSummaries summaries(static_cast<int64_t>(place.size()), c.head_dim);
+  PageLister lister(c.heads * tiles, pages, c.head_dim);
+  const auto scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
+  const int chunk_pages = c.heads * tiles;
+  const double summary_ms =
+      median_ms(runs, [&] { summaries.update(store.data(), dplace.data(), chunk_pages, nullptr); });
+  summaries.update(store.data(), dplace.data(), static_cast<int>(place.size()), nullptr);
+  const double ms = median_ms(runs, [&] {
+    lister.list(q.data(), c.queries, {c.heads, dbegin.data(), dplace.data()}, summaries, scale,
+                {c.density, 1, tiles}, nullptr);
+  });
+  std::printf("%-26s %-9s %9.4f   summaries of one chunk %.4f ms\n", c.name, "lists", ms,
+              summary_ms);
+  if (file.is_open()) {
+    file << ",\n{\"case\": \"" << c.name << "\", \"kernel\": \"page lists\", \"ms\": " << ms
+         << ", \"summary_ms\": " << summary_ms << "}";
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const char* json = nullptr;
+  const char* only = "";
   bool quick = false;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--json") && i + 1 < argc) {
       json = argv[++i];
+    } else if (!std::strcmp(argv[i], "--only") && i + 1 < argc) {
+      only = argv[++i];
     } else if (!std::strcmp(argv[i], "--quick")) {
       quick = true;
     } else {
-      std::fprintf(stderr, "expected --json FILE or --quick, found %s\n", argv[i]);
+      std::fprintf(stderr, "expected --json FILE, --quick or --only PART, found %s\n", argv[i]);
       return 2;
     }
   }
@@ -243,6 +283,7 @@ int main(int argc, char** argv) {
     }
     const char* separator = "\n";
     for (const Case& c : cases) {
+      if (!std::strstr(c.name, only)) continue;
       for (const auto kernel : {AttentionKernel::kBest, AttentionKernel::kPortable}) {
         const bool best = kernel == AttentionKernel::kBest;
         if (!best && (quick || c.density < .25 || c.format == PageFormat::kFp8)) continue;
@@ -259,6 +300,10 @@ int main(int argc, char** argv) {
              << ", \"relative_l2\": " << r.error << "}";
         separator = ",\n";
       }
+    }
+    for (const Case& c : cases) {
+      if (c.density == 1 || c.format != PageFormat::kBf16 || !std::strstr(c.name, only)) continue;
+      time_lists(c, quick ? 5 : 20, file);
     }
     file << "\n]}\n";
   } catch (const std::exception& error) {

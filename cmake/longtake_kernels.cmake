@@ -1,6 +1,7 @@
 # longtake_kernels: the GPU's side of src/core. Needs nothing but the CUDA toolkit.
 set(core ${PROJECT_SOURCE_DIR}/src/core)
 add_library(longtake_kernels STATIC
+  ${core}/attention/page_lists.cu
   ${core}/attention/paged_attention.cu
   ${core}/attention/paged_attention_sm80.cu
   ${core}/base/error.cpp
@@ -20,7 +21,9 @@ if(LONGTAKE_TESTS)
   find_package(GTest)
   if(GTest_FOUND)
     # Without a GPU every test says that it was skipped.
-    longtake_test(paged_attention_test SOURCES ${PROJECT_SOURCE_DIR}/tests/paged_attention_test.cpp LIBS longtake_kernels LABELS gpu)
+    foreach(name paged_attention page_lists)
+      longtake_test(${name}_test SOURCES ${PROJECT_SOURCE_DIR}/tests/${name}_test.cpp LIBS longtake_kernels LABELS gpu)
+    endforeach()
   else()
     message(STATUS "GoogleTest was not found: the kernels are built without their tests")
   endif()

@@ -5,11 +5,9 @@
 
 #include <cstdint>
 
-namespace longtake::cuda {
+#include "device/mma.cuh"
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace longtake::cuda {
 
 // ---- mbarrier ----
 
