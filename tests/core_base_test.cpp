@@ -38,6 +38,22 @@ TEST(Philox, NormalsAreStandardAndIndependentOfLength) {
   EXPECT_TRUE(std::equal(few.begin(), few.end(), many.begin()));
 }
 
+TEST(F16, WidensExactly) {
+  const auto wide = [](uint16_t bits) {
+    f16 half;
+    half.bits = bits;
+    return static_cast<float>(half);
+  };
+  EXPECT_EQ(wide(0x3c00), 1.0F);
+  EXPECT_EQ(wide(0xc248), -3.140625F);
+  EXPECT_EQ(wide(0x7bff), 65504.0F);  // the largest
+  EXPECT_EQ(wide(0x0001), 0x1p-24F);  // the smallest, denormal
+  EXPECT_EQ(wide(0x83ff), -1023.0F / 0x1p24F);
+  EXPECT_TRUE(std::signbit(wide(0x8000)));
+  EXPECT_TRUE(std::isinf(wide(0x7c00)));
+  EXPECT_TRUE(std::isnan(wide(0x7e00)));
+}
+
 TEST(Bf16, RoundsToNearestEvenAndKeepsNan) {
   EXPECT_EQ(bf16(1.0F).bits, 0x3f80);
   EXPECT_EQ(bf16(std::bit_cast<float>(0x3f808000U)).bits, 0x3f80);  // a tie goes to even

@@ -1,4 +1,4 @@
-// Sizes of a tensor's axes, outermost first; at most five. Row-major: the last axis is contiguous.
+// Sizes of a tensor's axes, outermost first. Row-major: the last axis is contiguous.
 #pragma once
 
 #include <array>
@@ -13,7 +13,7 @@ namespace longtake {
 
 class Shape {
  public:
-  static constexpr int kMaxRank = 5;
+  static constexpr int kMaxRank = 10;  // no model has more than five axes; files of others may
 
   Shape() = default;
 

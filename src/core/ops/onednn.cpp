@@ -34,8 +34,9 @@ dnnl::memory::data_type type_of(DType dtype) {
       return dnnl::memory::data_type::u8;
     case DType::kI32:
       return dnnl::memory::data_type::s32;
+    default:
+      return dnnl::memory::data_type::undef;
   }
-  return dnnl::memory::data_type::undef;
 }
 
 dnnl::memory memory_of(const dnnl::memory::desc& desc, View view) {

@@ -26,11 +26,10 @@ struct StoredType {
   DType dtype;
 };
 
-constexpr StoredType kStoredTypes[] = {{"F32", DType::kF32},
-                                       {"BF16", DType::kBF16},
-                                       {"I8", DType::kI8},
-                                       {"U8", DType::kU8},
-                                       {"I32", DType::kI32}};
+constexpr StoredType kStoredTypes[] = {
+    {"F32", DType::kF32}, {"BF16", DType::kBF16}, {"I8", DType::kI8},   {"U8", DType::kU8},
+    {"I32", DType::kI32}, {"F64", DType::kF64},   {"F16", DType::kF16}, {"I64", DType::kI64},
+    {"I16", DType::kI16}, {"BOOL", DType::kBool}};
 
 template <typename... Args>
 [[noreturn]] void fail(const Args&... args) {
@@ -70,7 +69,7 @@ DType read_dtype(const json& value, const Place& place) {
   for (const StoredType& type : kStoredTypes) {
     if (value.is_string() && value.get_ref<const std::string&>() == type.name) return type.dtype;
   }
-  fail(place, ": expected dtype F32, BF16, I8, U8 or I32, found ",
+  fail(place, ": expected dtype F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL, found ",
        printable(value.dump(-1, ' ', true, json::error_handler_t::replace)));
 }
 
@@ -116,9 +115,6 @@ TensorInfo read_tensor(const std::string& name, const json& entry, size_t data_b
          info.shape.to_string(), ", found ", end - begin, " at data offset ", begin);
   info.begin = data_begin + begin;
   info.end = data_begin + end;
-  if (info.begin % size_of(info.dtype) != 0)
-    fail(place, ": expected data aligned to ", size_of(info.dtype), " bytes, found file offset ",
-         info.begin);
   return info;
 }
 
@@ -187,6 +183,9 @@ SafetensorsFile::SafetensorsFile(const std::string& path)
     : path_(path), file_(path), index_(parse_safetensors(file_.bytes(), path)) {}
 
 View SafetensorsFile::view(const TensorInfo& info) const {
+  if (info.begin % size_of(info.dtype) != 0)
+    fail(Place{path_, info.name}, ": expected data aligned to ", size_of(info.dtype),
+         " bytes, found file offset ", info.begin);
   const std::byte* data = file_.bytes().data() + info.begin;
   return View(const_cast<std::byte*>(data), info.dtype, Device{}, info.shape);
 }

@@ -42,6 +42,7 @@ class SafetensorsFile {
 
   const SafetensorsIndex& index() const { return index_; }
 
+  // Throws Error (kInput) for a tensor whose bytes are not aligned to its elements.
   View view(const TensorInfo& info) const;
 
  private:
