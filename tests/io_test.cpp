@@ -5,9 +5,13 @@
 #include <string>
 
 #include "base/error.h"
+#include "io/checkpoint.h"
 #include "io/json.h"
+#include "io/pickle.h"
 #include "io/safetensors.h"
 #include "io/vocabulary.h"
+#include "io/zip.h"
+#include "models/wan/checkpoint.h"
 #include "models/world/config.h"
 #include "models/world/model.h"
 #include "runtime_support.h"
@@ -102,7 +106,8 @@ TEST(Safetensors, RefusesBadTensors) {
   EXPECT_HAS(error(R"("dtype":7,"shape":[2],"data_offsets":[0,8])", 8), "dtype");
   EXPECT_HAS(error(R"("shape":[2],"data_offsets":[0,8])", 8), "dtype");
   EXPECT_HAS(error(R"("dtype":"F32","shape":[2])", 8), "data_offsets");
-  EXPECT_HAS(error(R"("dtype":"F32","shape":[1,1,1,1,1,2],"data_offsets":[0,8])", 8), "axes");
+  EXPECT_HAS(error(R"("dtype":"F32","shape":[1,1,1,1,1,1,1,1,1,1,2],"data_offsets":[0,8])", 8),
+             "axes");
   EXPECT_HAS(error(R"("dtype":"F32","shape":[-2],"data_offsets":[0,8])", 8), "fits");
   EXPECT_HAS(error(R"("dtype":"F32","shape":[2.0],"data_offsets":[0,8])", 8), "fits");
   EXPECT_HAS(error(R"("dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0])", 0),
@@ -114,9 +119,14 @@ TEST(Safetensors, RefusesBadTensors) {
   EXPECT_HAS(error(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])", 4), "truncated");
   EXPECT_HAS(error(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])", 12), "4 more bytes");
   EXPECT_HAS(error(R"("dtype":"F32","shape":[2],"data_offsets":[4,12])", 12), "hole");
+}
+
+TEST(Safetensors, RefusesAViewOfMisalignedData) {
+  const ScratchFolder scratch;
   // The header's length decides where the data lies: 1 byte off is misaligned.
-  EXPECT_HAS(safetensors_error(safetensors_text(aligned(kTwoFloats) + " ", std::string(8, '\0'))),
-             "aligned");
+  write_text(scratch / "f", safetensors_text(aligned(kTwoFloats) + " ", std::string(8, '\0')));
+  const SafetensorsFile file(scratch / "f");
+  EXPECT_HAS(input_error([&] { file.view(file.index().tensors[0]); }), "aligned");
 }
 
 TEST(Safetensors, RefusesOverlap) {
@@ -129,6 +139,103 @@ TEST(Safetensors, EveryPrefixOfAFileIsRefused) {
   const std::string file = safetensors_text(aligned(kTwoFloats), std::string(8, '\0'));
   EXPECT_NO_THROW(parse_safetensors(bytes_of(file), "f"));
   for (size_t length = 0; length < file.size(); ++length) safetensors_error(file.substr(0, length));
+}
+
+// Written by torch.save; the fuzz target's corpus.
+const std::string kTorchFiles = "fuzz/corpus/torch_file/";
+
+std::vector<float> values_of(const Checkpoint& file, const std::string& name) {
+  const StoredTensor* stored = file.find(name);
+  EXPECT_NE(stored, nullptr) << name;
+  if (stored == nullptr) return {};
+  const Tensor out(Device{}, DType::kF32, stored->shape);
+  read_tensor(*stored, out);
+  return {out.data<float>(), out.data<float>() + out.numel()};
+}
+
+TEST(Checkpoint, ReadsViewsOfSharedStorageInAnyType) {
+  const Checkpoint file(kTorchFiles + "views");
+  EXPECT_EQ(file.format(), "PyTorch checkpoint");
+  EXPECT_EQ(values_of(file, "plain")[11], 11.0F);
+  EXPECT_EQ(file.find("turned")->shape, (Shape{4, 3}));
+  EXPECT_FALSE(file.find("turned")->is_dense());
+  EXPECT_EQ(values_of(file, "turned")[1], 4.0F);
+  EXPECT_EQ(values_of(file, "tail"), (std::vector<float>{10, 11}));
+  EXPECT_EQ(values_of(file, "wide"), std::vector<float>(6, 1.0F));
+  EXPECT_EQ(values_of(file, "half"), (std::vector<float>{0.5F, -2.0F}));
+  EXPECT_EQ(values_of(file, "brain"), (std::vector<float>{1.5F}));
+  const StoredTensor* count = file.find("count");
+  ASSERT_NE(count, nullptr);
+  EXPECT_EQ(count->dtype, DType::kI64);
+  EXPECT_EQ(count->shape.rank(), 0);
+}
+
+TEST(Checkpoint, GroupsAreTheTopLevelKeysThatHoldTensors) {
+  Checkpoint file(kTorchFiles + "training");
+  EXPECT_EQ(file.groups(), (std::set<std::string>{"", "generator", "generator_ema"}));
+  file.keep_group("generator");
+  EXPECT_EQ(values_of(file, "weight"), (std::vector<float>{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(values_of(wan::open_generator(kTorchFiles + "training"), "w"), (std::vector<float>{3}));
+  EXPECT_EQ(wan::open_generator(kTorchFiles + "training", "generator").tensors().size(), 2U);
+}
+
+TEST(Checkpoint, ReadsShardsThatAnIndexNames) {
+  const ScratchFolder scratch;
+  const Tensor one = Tensor::zeros(Device{}, DType::kF32, {2});
+  const NamedView first[] = {{"a", one}};
+  const NamedView second[] = {{"b", one}, {"c", one}};
+  write_safetensors(scratch / "1.safetensors", first, {});
+  write_safetensors(scratch / "2.safetensors", second, {});
+  const auto open = [&](const std::string& map) {
+    write_text(scratch / "index.json",
+               R"({"metadata":{"total_size":24},"weight_map":)" + map + "}");
+    return Checkpoint(scratch / "index.json");
+  };
+  const std::string good = R"({"a":"1.safetensors","b":"2.safetensors","c":"2.safetensors"})";
+  EXPECT_EQ(open(good).format(), "safetensors in 2 files");
+  EXPECT_NE(open(good).find("c"), nullptr);
+  const auto error = [&](const std::string& map) { return input_error([&] { open(map); }); };
+  EXPECT_HAS(error(R"({"a":"1.safetensors","b":"2.safetensors"})"), "found c");
+  EXPECT_HAS(error(R"({"a":"1.safetensors","z":"1.safetensors"})"), "expected 2 tensors");
+  EXPECT_HAS(error(R"({"a":"3.safetensors"})"), "3.safetensors: expected a readable file");
+  EXPECT_HAS(error(R"({"a":"../1.safetensors"})"), "expected a file name");
+  EXPECT_HAS(error("[1]"), "weight_map");
+}
+
+TEST(Checkpoint, SaysWhatIsWrongWithAFileThatIsNone) {
+  const ScratchFolder scratch;
+  const auto error = [&](const std::string& text) {
+    write_text(scratch / "f", text);
+    return input_error([&] { Checkpoint(scratch / "f"); });
+  };
+  EXPECT_HAS(error(""), "at least 8 bytes");
+  EXPECT_HAS(error("\x80\x02\x8a\x0a and so on"), "older format");
+  const std::string good = read_text(kTorchFiles + "tensor");
+  EXPECT_HAS(error(good.substr(0, good.size() - 1)), "truncated");
+  EXPECT_EQ(parse_zip(bytes_of(good), "f")[0].name, "tensor/data.pkl");
+}
+
+TEST(Pickle, NamesTheFunctionItWillNotCall) {
+  const std::string text =
+      "\x80\x02"
+      "cos\nsystem\n)R.";
+  EXPECT_HAS(input_error([&] { parse_pickle(bytes_of(text), {}, "p"); }), "function os system");
+  EXPECT_HAS(input_error([] { parse_pickle(bytes_of("K\x01"), {}, "p"); }), "more bytes");
+  EXPECT_HAS(input_error([] { parse_pickle(bytes_of("(K\x01."), {}, "p"); }), "one value");
+}
+
+TEST(Wan, NamesLoseTheirWrappers) {
+  EXPECT_EQ(wan::original_name(
+                "model._fsdp_wrapped_module.blocks.3._checkpoint_wrapped_module.ffn.0.bias"),
+            "blocks.3.ffn.0.bias");
+  EXPECT_EQ(wan::original_name("blocks.12.attn2.to_out.0.weight"), "blocks.12.cross_attn.o.weight");
+  EXPECT_EQ(wan::original_name("blocks.12.attn1.norm_q.weight"),
+            "blocks.12.self_attn.norm_q.weight");
+  EXPECT_EQ(wan::original_name("blocks.0.scale_shift_table"), "blocks.0.modulation");
+  EXPECT_EQ(wan::original_name("scale_shift_table"), "head.modulation");
+  EXPECT_EQ(wan::original_name("blocks.0.norm2.weight"), "blocks.0.norm3.weight");
+  EXPECT_EQ(wan::original_name("condition_embedder.time_proj.bias"), "time_projection.1.bias");
+  EXPECT_EQ(wan::original_name("patch_embedding.weight"), "patch_embedding.weight");
 }
 
 TEST(Json, NamesKeyExpectedAndFound) {
