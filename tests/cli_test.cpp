@@ -161,7 +161,7 @@ TEST_F(Cli, Inspects) {
        {"complete", "256 x 128", "transformer.blocks.*.self_attn.q.weight", "total: "})
     EXPECT_NE(model.out.find(part), std::string::npos) << part;
   const Result weights = run({"inspect", std::string(kTinyModel) + "/model.safetensors"});
-  EXPECT_NE(weights.out.find("a safetensors checkpoint"), std::string::npos) << weights.out;
+  EXPECT_NE(weights.out.find("model.safetensors: safetensors"), std::string::npos) << weights.out;
   expect_failure({"inspect", scratch_ / "nothing"}, 3, "No such file");
 }
 
@@ -313,7 +313,7 @@ TEST_F(Cli, BadInputFilesAreExitCode3) {
   std::string retyped = whole;
   const size_t dtype = retyped.find("\"F32\"", retyped.find("latent_mean"));
   retyped.replace(dtype, 5, "\"I32\"");
-  expect_bad_weights(retyped, "expected f32 or bf16 [16], found i32 [16]");
+  expect_bad_weights(retyped, "expected floating point [16], found i32 [16]");
   write_text(weights, whole);
   replace_in_file(folder + "/config.json", "\"dim\": 64", "\"dim\": \"x\"");
   expect_failure(generate({"--frames", "1"}, folder), 3, "dim: expected an integer");

@@ -14,6 +14,7 @@
 #include "models/wan/checkpoint.h"
 #include "models/world/config.h"
 #include "models/world/model.h"
+#include "nn/weight_table.h"
 #include "runtime_support.h"
 
 namespace longtake {
@@ -285,6 +286,80 @@ TEST(Vocabulary, RefusesBadFiles) {
   EXPECT_HAS(input_error([] { Vocabulary("<pad>\n", "v"); }), "at least 2");
 }
 
+Tensor floats(const Shape& shape, std::vector<float> values) {
+  Tensor out(Device{}, DType::kF32, shape);
+  std::copy(values.begin(), values.end(), out.data<float>());
+  return out;
+}
+
+// The layer's matrix, by feeding it the unit vectors: [in, out], bias added.
+std::vector<float> matrix_of(Context& ctx, const LinearWeight& layer) {
+  const int64_t in = layer.in_features();
+  const Tensor unit = Tensor::zeros(Device{}, DType::kF32, {in, in});
+  for (int64_t i = 0; i < in; ++i) unit.data<float>()[i * in + i] = 1;
+  const Tensor out(Device{}, DType::kF32, {in, layer.out_features()});
+  linear(ctx, unit, layer, Activation::kNone, out);
+  return {out.data<float>(), out.data<float>() + out.numel()};
+}
+
+TEST(WeightTable, ReordersReshapesAndMergesLowRankUpdates) {
+  const ScratchFolder scratch;
+  const Tensor weight = floats({3, 1, 2}, {1, 2, 3, 4, 5, 6});
+  const Tensor bias = floats({3}, {10, 20, 30});
+  const NamedView tensors[] = {{"a.weight", weight}, {"a.bias", bias}, {"b.weight", weight}};
+  write_safetensors(scratch / "w", tensors, {});
+  const Tensor down = floats({1, 2}, {1, -1});
+  const Tensor up = floats({3, 1}, {1, 0, 2});
+  const NamedView pair[] = {{"base_model.model.a.lora_A.weight", down},
+                            {"base_model.model.a.lora_B.weight", up}};
+  write_safetensors(scratch / "lora", pair, {});
+  const Checkpoint file(scratch / "w");
+  const Checkpoint lora(scratch / "lora");
+  Context ctx;
+  std::optional<LinearWeight> a, b;
+  WeightTable table(file, &ctx);
+  table.merge_lora(lora, 0.5F);
+  table.linear("a", 3, 2, DType::kF32, a, {.stored = Shape{3, 1, 2}, .row_order = {2, 0, 1}});
+  table.linear("b", 3, 2, DType::kF32, b,
+               {.stored = Shape{3, 1, 2}, .row_order = {}, .has_bias = false});
+  EXPECT_EQ(table.problems(), std::vector<std::string>());
+  // Rows 2, 0, 1 of weight + 0.5 up down, columns first, and of the bias.
+  EXPECT_EQ(matrix_of(ctx, *a), (std::vector<float>{36, 11.5, 23, 35, 11.5, 24}));
+  EXPECT_EQ(matrix_of(ctx, *b), (std::vector<float>{1, 3, 5, 2, 4, 6}));
+}
+
+TEST(WeightTable, ReportsLowRankUpdatesThatFitNoLayer) {
+  const ScratchFolder scratch;
+  const Tensor weight = floats({3, 2}, {1, 2, 3, 4, 5, 6});
+  const NamedView tensors[] = {{"a.weight", weight}};
+  write_safetensors(scratch / "w", tensors, {});
+  const NamedView pair[] = {{"base_model.model.a.lora_A.weight", weight},
+                            {"base_model.model.c.lora_A.weight", weight}};
+  write_safetensors(scratch / "lora", pair, {});
+  const Checkpoint file(scratch / "w");
+  const Checkpoint lora(scratch / "lora");
+  std::optional<LinearWeight> a;
+  WeightTable table(file, nullptr);
+  table.merge_lora(lora, 1);
+  table.linear("a", 3, 2, DType::kF32, a, {.stored = {}, .row_order = {}, .has_bias = false});
+  const auto problems = table.problems();
+  ASSERT_EQ(problems.size(), 2U);
+  EXPECT_HAS(problems[0], "expected floats [rank, 2] and [3, rank], found [3, 2] and none");
+  EXPECT_HAS(problems[1], "base_model.model.c.lora_A.weight: expected no such tensor");
+}
+
+TEST(WeightTable, ReadsHalfPrecisionAndViews) {
+  const Checkpoint file(kTorchFiles + "views");
+  Context ctx;
+  WeightTable table(file, &ctx);
+  Tensor half, turned;
+  table.tensor("half", {2}, half);
+  table.tensor("turned", {4, 3}, turned);
+  EXPECT_EQ(half.data<float>()[1], -2.0F);
+  EXPECT_EQ(turned.data<float>()[1], 4.0F);
+  EXPECT_EQ(table.problems().size(), 5U);  // the file's other tensors
+}
+
 TEST(Model, ReportsEveryTensorThatDiffersInOneMessage) {
   const ScratchFolder scratch;
   const std::string folder = copy_tiny_model(scratch);
@@ -305,10 +380,10 @@ TEST(Model, ReportsShapesThatDoNotFitTheConfiguration) {
   const ScratchFolder scratch;
   const std::string folder = copy_tiny_model(scratch);
   replace_in_file(folder + "/config.json", "\"ffn_dim\": 160", "\"ffn_dim\": 161");
-  const SafetensorsFile file(folder + "/model.safetensors");
+  const Checkpoint file(folder + "/model.safetensors");
   const auto problems = world::check_weights(world::read_config(folder), file);
   ASSERT_EQ(problems.size(), 6U);  // two layers: ffn.0.weight, ffn.0.bias, ffn.2.weight
-  EXPECT_HAS(problems[0], "expected f32, bf16 or i8 [161, 64], found i8 [160, 64]");
+  EXPECT_HAS(problems[0], "expected floating point or i8 [161, 64], found i8 [160, 64]");
 }
 
 }  // namespace

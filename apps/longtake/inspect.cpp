@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "base/error.h"
+#include "io/checkpoint.h"
 #include "io/json.h"
-#include "io/safetensors.h"
 #include "models/world/model.h"
 #include "pipeline/session.h"
 #include "progress.h"
@@ -41,33 +41,33 @@ std::string pattern_of(const std::string& name) {
   return out;
 }
 
-void print_tensors(const SafetensorsIndex& index) {
+void print_tensors(const std::vector<StoredTensor>& tensors) {
   std::map<std::string, Group> groups;
   std::map<std::string, Group> dtypes;
   size_t total = 0;
-  for (const TensorInfo& info : index.tensors) {
-    const size_t bytes = info.end - info.begin;
-    total += bytes;
-    Group& group = groups[fmt::format("{:<52} {:<5} {}", printable(pattern_of(info.name)),
-                                      name_of(info.dtype), info.shape.to_string())];
-    Group& dtype = dtypes[name_of(info.dtype)];
+  for (const StoredTensor& tensor : tensors) {
+    total += tensor.bytes();
+    const std::string name = (tensor.group.empty() ? "" : tensor.group + ": ") + tensor.name;
+    Group& group = groups[fmt::format("{:<52} {:<5} {}", printable(pattern_of(name)),
+                                      name_of(tensor.dtype), tensor.shape.to_string())];
+    Group& dtype = dtypes[name_of(tensor.dtype)];
     for (Group* g : {&group, &dtype}) {
       ++g->count;
-      g->bytes += bytes;
+      g->bytes += tensor.bytes();
     }
   }
   for (const auto& [text, group] : groups)
     fmt::print("  {:<80} x{:<4} {}\n", text, group.count,
                bytes_text(static_cast<double>(group.bytes)));
-  fmt::print("total: {} tensors, {}", index.tensors.size(), bytes_text(static_cast<double>(total)));
+  fmt::print("total: {} tensors, {}", tensors.size(), bytes_text(static_cast<double>(total)));
   for (const auto& [name, group] : dtypes)
     fmt::print("; {} {}: {}", group.count, name, bytes_text(static_cast<double>(group.bytes)));
   fmt::print("\n");
 }
 
-void print_state(const std::string& path, const SafetensorsIndex& index) {
-  const auto saved = SavedSession::from_metadata(index.metadata, path);
-  fmt::print("{}: a saved session\n", path);
+void print_state(const Checkpoint& file) {
+  const auto saved = SavedSession::from_metadata(file.metadata(), file.path());
+  fmt::print("{}: a saved session\n", file.path());
   fmt::print("  next frame {}, seed {}, {}", saved.next_frame, saved.options.seed,
              printable(saved.dtype));
   if (saved.camera) fmt::print(", camera at ({}, {})", saved.camera->x, saved.camera->y);
@@ -76,12 +76,12 @@ void print_state(const std::string& path, const SafetensorsIndex& index) {
              printable(saved.options.prompt));
   for (const auto& [key, value] : saved.notes)
     fmt::print("  {}: {}\n", printable(key), printable(value));
-  print_tensors(index);
+  print_tensors(file.tensors());
 }
 
 void print_model(const std::string& folder) {
   const world::Config config = world::read_config(folder);
-  const SafetensorsFile file(folder + "/" + world::kWeightsFile);
+  const Checkpoint file(folder + "/" + world::kWeightsFile);
   const auto& t = config.transformer;
   const auto& e = config.text_encoder;
   fmt::print("{}: {}\n", folder, world::kModelType);
@@ -97,7 +97,7 @@ void print_model(const std::string& folder) {
   fmt::print("  sampler: {} in {} steps, shift {}\n",
              config.sampler.type == world::SamplerType::kOde ? "ode" : "renoise",
              config.sampler.num_steps, config.sampler.shift);
-  print_tensors(file.index());
+  print_tensors(file.tensors());
   const auto problems = world::check_weights(config, file);
   for (const std::string& problem : problems) fmt::print("  differs: {}\n", problem);
   fmt::print("{}\n", problems.empty() ? "complete: every tensor is there and none is surplus"
@@ -112,15 +112,15 @@ void inspect(const InspectFlags& flags) {
     print_model(flags.path);
     return;
   }
-  const SafetensorsFile file(flags.path);
-  if (is_saved_session(file.index())) {
-    print_state(flags.path, file.index());
+  const Checkpoint file(flags.path);
+  if (is_saved_session(file.metadata())) {
+    print_state(file);
     return;
   }
-  fmt::print("{}: a safetensors checkpoint\n", flags.path);
-  for (const auto& [key, value] : file.index().metadata)
+  fmt::print("{}: {}\n", file.path(), file.format());
+  for (const auto& [key, value] : file.metadata())
     fmt::print("  {}: {}\n", printable(key), printable(value));
-  print_tensors(file.index());
+  print_tensors(file.tensors());
 }
 
 }  // namespace longtake::cli

@@ -1,9 +1,12 @@
 #include "nn/weight_table.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "io/json.h"
+#include "ops/elementwise.h"
 
 namespace longtake {
 namespace {
@@ -30,49 +33,129 @@ void widen(View data, View scale, View out) {
   }
 }
 
+bool is_floating(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16 ||
+         dtype == DType::kF64;
+}
+
+// Rows of `weight` [out, ...] in another order, as f32.
+Tensor reorder_rows(View weight, View scale, const std::vector<int64_t>& order) {
+  const Tensor wide(weight.device(), DType::kF32, weight.shape());
+  widen(weight, scale, wide);
+  Tensor out(weight.device(), DType::kF32, weight.shape());
+  for (size_t i = 0; i < order.size(); ++i) {
+    const auto to = static_cast<int64_t>(i);
+    const View from = wide.view().rows(order[i], order[i] + 1);
+    std::memcpy(out.view().rows(to, to + 1).raw(), from.raw(), from.bytes());
+  }
+  return out;
+}
+
 }  // namespace
 
 std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, const Shape& shape,
                                                      bool may_be_i8) {
   listed_.insert(name);
-  const TensorInfo* info = file_.index().find(name);
-  if (info == nullptr) {
+  const StoredTensor* tensor = file_.find(name);
+  if (tensor == nullptr) {
     problems_.push_back(str(name, ": expected ", shape.to_string(), ", found no such tensor"));
     return std::nullopt;
   }
-  const bool is_i8 = info->dtype == DType::kI8 && may_be_i8;
-  const bool is_float = info->dtype == DType::kF32 || info->dtype == DType::kBF16;
-  if (!(info->shape == shape) || !(is_float || is_i8)) {
-    problems_.push_back(str(name, ": expected ", may_be_i8 ? "f32, bf16 or i8 " : "f32 or bf16 ",
-                            shape.to_string(), ", found ", name_of(info->dtype), " ",
-                            info->shape.to_string()));
+  const bool is_i8 = tensor->dtype == DType::kI8 && may_be_i8 && tensor->is_dense();
+  if (!(tensor->shape == shape) || !(is_floating(tensor->dtype) || is_i8)) {
+    problems_.push_back(
+        str(name, ": expected ", may_be_i8 ? "floating point or i8 " : "floating point ",
+            shape.to_string(), ", found ", name_of(tensor->dtype), " ", tensor->shape.to_string()));
     if (is_i8) listed_.insert(name + ".scale");
     return std::nullopt;
   }
-  Stored stored{file_.view(*info), View()};
+  Stored stored;
   if (is_i8) {
     const std::string scale_name = name + ".scale";
     listed_.insert(scale_name);
-    const TensorInfo* scale = file_.index().find(scale_name);
-    if (scale == nullptr || scale->dtype != DType::kF32 || !(scale->shape == Shape{shape[0]})) {
+    const StoredTensor* scale = file_.find(scale_name);
+    if (scale == nullptr || scale->dtype != DType::kF32 || !scale->is_dense() ||
+        !(scale->shape == Shape{shape[0]})) {
       problems_.push_back(str(
           scale_name, ": expected f32 ", Shape{shape[0]}.to_string(), ", found ",
           scale ? str(name_of(scale->dtype), " ", scale->shape.to_string()) : "no such tensor"));
       return std::nullopt;
     }
-    stored.scale = file_.view(*scale);
+    stored.scale = scale->view();
+  }
+  if (ctx_ == nullptr) return stored;
+  const bool as_it_is = tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16 || is_i8;
+  if (as_it_is && tensor->is_dense()) {
+    stored.data = tensor->view();
+  } else {
+    stored.copy = Tensor(ctx_->device(), DType::kF32, shape);
+    read_tensor(*tensor, stored.copy);
+    stored.data = stored.copy;
   }
   return stored;
 }
 
+void WeightTable::merge_lora(const Checkpoint& lora, float scale) {
+  lora_ = &lora;
+  lora_scale_ = scale;
+}
+
+void WeightTable::add_lora(const std::string& name, const Shape& shape, Stored& weight) {
+  if (lora_ == nullptr) return;
+  const std::string base = str("base_model.model.", name, ".lora_");
+  const StoredTensor* a = lora_->find(base + "A.weight");
+  const StoredTensor* b = lora_->find(base + "B.weight");
+  if (a == nullptr && b == nullptr) return;
+  for (const char* part : {"A.weight", "B.weight"}) used_lora_.insert(base + part);
+  const bool fits = a != nullptr && b != nullptr && a->shape.rank() == 2 && b->shape.rank() == 2 &&
+                    a->shape[1] == shape[1] && b->shape[0] == shape[0] &&
+                    a->shape[0] == b->shape[1] && a->shape[0] > 0 && is_floating(a->dtype) &&
+                    is_floating(b->dtype);
+  if (!fits) {
+    problems_.push_back(str(base, "{A,B}.weight: expected floats [rank, ", shape[1], "] and [",
+                            shape[0], ", rank], found ", a ? a->shape.to_string() : "none", " and ",
+                            b ? b->shape.to_string() : "none"));
+    return;
+  }
+  if (ctx_ == nullptr) return;
+  // B A as a linear layer with weight A^T, applied to B.
+  StoredTensor turned = *a;
+  std::swap(turned.shape[0], turned.shape[1]);
+  std::swap(turned.strides[0], turned.strides[1]);
+  const Tensor a_turned(ctx_->device(), DType::kF32, turned.shape);
+  const Tensor b_wide(ctx_->device(), DType::kF32, b->shape);
+  read_tensor(turned, a_turned);
+  read_tensor(*b, b_wide);
+  const LinearWeight product(*ctx_, a_turned, View(), View(), DType::kF32);
+  const Tensor update(ctx_->device(), DType::kF32, shape);
+  longtake::linear(*ctx_, b_wide, product, Activation::kNone, update);
+  Tensor merged(ctx_->device(), DType::kF32, shape);
+  widen(weight.data.reshape(shape), weight.scale, merged);
+  axpby(*ctx_, 1, merged, lora_scale_, update, merged);
+  weight = {merged, View(), std::move(merged)};
+}
+
 void WeightTable::linear(const std::string& name, int64_t out, int64_t in, DType compute,
-                         std::optional<LinearWeight>& field) {
-  const auto weight = find(name + ".weight", Shape{out, in}, true);
-  Tensor bias;
-  tensor(name + ".bias", Shape{out}, bias);
-  if (!weight || bias.empty()) return;
-  field.emplace(*ctx_, weight->data, weight->scale, bias, compute);
-  bytes_ += field->bytes() - bias.bytes();
+                         std::optional<LinearWeight>& field, const LinearForm& form) {
+  const Shape shape{out, in};
+  auto weight = find(name + ".weight", form.stored.value_or(shape), true);
+  auto bias = form.has_bias ? find(name + ".bias", Shape{out}, false) : Stored();
+  if (!weight || !bias) return;
+  add_lora(name, shape, *weight);
+  if (ctx_ == nullptr) return;
+  Tensor wide_bias;
+  if (form.has_bias) {
+    wide_bias = Tensor(ctx_->device(), DType::kF32, {out});
+    widen(bias->data, View(), wide_bias);
+  }
+  if (!form.row_order.empty()) {
+    weight->copy = reorder_rows(weight->data, weight->scale, form.row_order);
+    weight->data = weight->copy;
+    weight->scale = View();
+    if (form.has_bias) wide_bias = reorder_rows(wide_bias, View(), form.row_order);
+  }
+  field.emplace(*ctx_, weight->data.reshape(shape), weight->scale, wide_bias, compute);
+  bytes_ += field->bytes();
 }
 
 void WeightTable::conv3x3(const std::string& name, int64_t out, int64_t in, int stride,
@@ -95,11 +178,15 @@ void WeightTable::tensor(const std::string& name, const Shape& shape, Tensor& fi
 
 std::vector<std::string> WeightTable::problems() const {
   std::vector<std::string> out = problems_;
-  for (const TensorInfo& info : file_.index().tensors) {
-    if (listed_.count(info.name) == 0)
-      out.push_back(str(printable(info.name), ": expected no such tensor, found ",
-                        name_of(info.dtype), " ", info.shape.to_string()));
-  }
+  const auto add_surplus = [&](const Checkpoint& file, const std::set<std::string>& known) {
+    for (const StoredTensor& tensor : file.tensors()) {
+      if (known.count(tensor.name) == 0)
+        out.push_back(str(printable(tensor.name), ": expected no such tensor, found ",
+                          name_of(tensor.dtype), " ", tensor.shape.to_string()));
+    }
+  };
+  add_surplus(file_, listed_);
+  if (lora_ != nullptr) add_surplus(*lora_, used_lora_);
   return out;
 }
 
@@ -108,7 +195,9 @@ void WeightTable::finish() const {
   if (all.empty()) return;
   std::string message = str(file_.path(), ": expected the model's tensors, found ", all.size(),
                             all.size() == 1 ? " that differs" : " that differ");
-  for (const std::string& problem : all) message += "; " + problem;
+  constexpr size_t kMostNamed = 10;  // of a checkpoint of another model hundreds differ
+  for (size_t i = 0; i < std::min(all.size(), kMostNamed); ++i) message += "; " + all[i];
+  if (all.size() > kMostNamed) message += str("; and ", all.size() - kMostNamed, " more");
   throw Error(ErrorKind::kInput, message);
 }
 

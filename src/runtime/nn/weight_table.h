@@ -10,21 +10,33 @@
 #include <vector>
 
 #include "device/context.h"
-#include "io/safetensors.h"
+#include "io/checkpoint.h"
 #include "ops/conv.h"
 #include "ops/linear.h"
 #include "tensor/tensor.h"
 
 namespace longtake {
 
+// What differs in a file that does not hold a linear layer as [out, in] with a bias.
+struct LinearForm {
+  std::optional<Shape> stored;     // the weight's shape, [out, ...] of in values each
+  std::vector<int64_t> row_order;  // row i of the layer is row row_order[i] of the file
+  bool has_bias = true;
+};
+
 class WeightTable {
  public:
   // ctx: where weights are packed; nullptr: check only, fields stay empty.
-  WeightTable(const SafetensorsFile& file, Context* ctx) : file_(file), ctx_(ctx) {}
+  WeightTable(const Checkpoint& file, Context* ctx) : file_(file), ctx_(ctx) {}
 
-  // `name`.weight [out, in] (f32 | bf16 | i8 with `name`.weight.scale) and `name`.bias [out].
+  // Adds scale * B A to the weight of every linear layer for which `lora` holds a pair, in f32:
+  // PEFT's names, base_model.model.`name`.lora_A.weight [rank, in] and .lora_B.weight [out, rank].
+  // Call before the list; `lora` must outlive the table.
+  void merge_lora(const Checkpoint& lora, float scale);
+
+  // `name`.weight [out, in] (floating point, or i8 with `name`.weight.scale) and `name`.bias [out].
   void linear(const std::string& name, int64_t out, int64_t in, DType compute,
-              std::optional<LinearWeight>& field);
+              std::optional<LinearWeight>& field, const LinearForm& form = {});
 
   // `name`.weight [out, in, 3, 3] and `name`.bias [out]; zero padding 1.
   void conv3x3(const std::string& name, int64_t out, int64_t in, int stride, DType compute,
@@ -39,20 +51,26 @@ class WeightTable {
   // One line each; surplus tensors of the file included. Call after the whole list.
   std::vector<std::string> problems() const;
 
-  // Throws Error (kInput) with every problem.
+  // Throws Error (kInput) that names the first problems and counts the others.
   void finish() const;
 
  private:
   struct Stored {
-    View data;
-    View scale;  // of i8 rows, else empty
+    View data;    // of the file, or of `copy`
+    View scale;   // of i8 rows, else empty
+    Tensor copy;  // what had to be converted: f32
   };
 
   // nullopt: a problem was noted.
   std::optional<Stored> find(const std::string& name, const Shape& shape, bool may_be_i8);
+  // Replaces a weight [out, in] by one with the layer's low-rank update, if there is one.
+  void add_lora(const std::string& name, const Shape& shape, Stored& weight);
 
-  const SafetensorsFile& file_;
+  const Checkpoint& file_;
   Context* ctx_;
+  const Checkpoint* lora_ = nullptr;
+  float lora_scale_ = 1;
+  std::set<std::string> used_lora_;
   std::set<std::string> listed_;
   std::vector<std::string> problems_;
   size_t bytes_ = 0;

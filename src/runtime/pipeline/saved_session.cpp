@@ -100,9 +100,9 @@ std::string cache_tensor_name(size_t layer) {
   return str("cache.", layer);
 }
 
-bool is_saved_session(const SafetensorsIndex& index) {
-  const auto kind = index.metadata.find("kind");
-  return kind != index.metadata.end() && kind->second == kKind;
+bool is_saved_session(const std::map<std::string, std::string>& metadata) {
+  const auto kind = metadata.find("kind");
+  return kind != metadata.end() && kind->second == kKind;
 }
 
 }  // namespace longtake

@@ -46,6 +46,6 @@ struct SavedSession {
 std::string cache_tensor_name(size_t layer);
 
 // True when the file says that it is a saved session.
-bool is_saved_session(const SafetensorsIndex& index);
+bool is_saved_session(const std::map<std::string, std::string>& metadata);
 
 }  // namespace longtake

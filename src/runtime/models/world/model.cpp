@@ -45,7 +45,7 @@ uint64_t hash(std::span<const std::byte> bytes, uint64_t state) {
 Model load_model(Context& ctx, const std::string& folder, DType compute) {
   Config config = read_config(folder);
   Vocabulary vocabulary = read_vocabulary(folder, config);
-  const SafetensorsFile file(in_folder(folder, kWeightsFile));
+  const Checkpoint file(in_folder(folder, kWeightsFile));
   WeightTable table(file, &ctx);
   TextEncoder text_encoder(config.text_encoder, table);
   Transformer transformer(config.transformer, config.text_encoder.dim, compute, table);
@@ -66,7 +66,7 @@ Config read_config(const std::string& folder) {
   return parse_config(MappedFile(path).bytes(), path);
 }
 
-std::vector<std::string> check_weights(const Config& config, const SafetensorsFile& file) {
+std::vector<std::string> check_weights(const Config& config, const Checkpoint& file) {
   WeightTable table(file, nullptr);
   TextEncoder(config.text_encoder, table);
   Transformer(config.transformer, config.text_encoder.dim, DType::kF32, table);

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "device/context.h"
-#include "io/safetensors.h"
+#include "io/checkpoint.h"
 #include "io/vocabulary.h"
 #include "models/world/autoencoder.h"
 #include "models/world/config.h"
@@ -39,7 +39,7 @@ Model load_model(Context& ctx, const std::string& folder, DType compute);
 Config read_config(const std::string& folder);
 
 // One line for every missing, surplus or mis-shaped tensor of a weight file; nothing is loaded.
-std::vector<std::string> check_weights(const Config& config, const SafetensorsFile& file);
+std::vector<std::string> check_weights(const Config& config, const Checkpoint& file);
 
 // Differs for models whose configuration or weights differ: a saved state fits one model only.
 uint64_t model_fingerprint(const std::string& folder);
