@@ -105,7 +105,7 @@ Tensor channels_first(View image) {
 class ModelParity : public testing::TestWithParam<DType> {};
 
 // Compares what every layer makes of one frame, pass after pass.
-class LayerCheck final : public world::PassObserver {
+class LayerCheck final : public PassObserver {
  public:
   LayerCheck(Comparison& comparison, int64_t frame) : comparison_(comparison), frame_(frame) {}
 

@@ -186,9 +186,9 @@ class Player {
   }
 
   // Looks into attention at the last sampling step of a probe.
-  class Scorer final : public world::PassObserver {
+  class Scorer final : public PassObserver {
    public:
-    Scorer(Rollout& rollout, std::span<const world::LayerState> dense, int64_t num_committed,
+    Scorer(Rollout& rollout, std::span<const LayerState> dense, int64_t num_committed,
            int64_t stride, MethodResult& row)
         : rollout_(rollout),
           dense_(dense),
@@ -228,7 +228,7 @@ class Player {
 
    private:
     Rollout& rollout_;
-    std::span<const world::LayerState> dense_;
+    std::span<const LayerState> dense_;
     int64_t num_committed_;
     int64_t stride_;
     MethodResult& row_;
@@ -241,8 +241,7 @@ class Player {
     for (const NamedMethod& named : methods_) {
       rollouts.push_back(
           std::make_unique<Rollout>(ctx_, model_, text, named.method, scenario_->num_frames()));
-      for (const world::LayerState& layer : rollouts.back()->layers())
-        layer.memory.cache->trace_members();
+      for (const LayerState& layer : rollouts.back()->layers()) layer.memory.cache->trace_members();
     }
     const Tensor z(ctx_.device(), DType::kF32, sizes_.latent);
     const Tensor pixels(ctx_.device(), DType::kF32, {sizes_.height, sizes_.width, 3});

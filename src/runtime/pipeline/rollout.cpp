@@ -19,12 +19,12 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   for (const double t : noise_levels_) levels_.push_back(model.transformer.level(ctx, t));
   const CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   layers_.resize(static_cast<size_t>(sizes.num_layers));
-  for (world::LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, memory);
+  for (LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, memory);
   dense_steps_ = num_steps();
   if (method.sparse_self || method.sparse_prompt)
     dense_steps_ = std::llround(method.dense_steps * static_cast<double>(num_steps()));
   if (method.sparse_prompt) {
-    for (world::LayerState& layer : layers_)
+    for (LayerState& layer : layers_)
       layer.prompt.selector =
           std::make_unique<PromptSelector>(sizes.num_heads, sizes.head_dim, method.prompt_select);
   }
@@ -55,7 +55,7 @@ void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
                                static_cast<double>(y) / pixels, frame, place_);
 }
 
-void Rollout::denoise(Context& ctx, uint64_t seed, View z, world::PassObserver* observer) {
+void Rollout::denoise(Context& ctx, uint64_t seed, View z, PassObserver* observer) {
   const auto frame = static_cast<uint32_t>(frame_);
   fill_normal(seed, frame, 0, z.data<float>(), z.numel());
   for (int64_t step = 0; step < num_steps(); ++step) {
@@ -73,18 +73,17 @@ void Rollout::denoise(Context& ctx, uint64_t seed, View z, world::PassObserver* 
   }
 }
 
-void Rollout::velocity(Context& ctx, int64_t step, View z, View out,
-                       world::PassObserver* observer) {
+void Rollout::velocity(Context& ctx, int64_t step, View z, View out, PassObserver* observer) {
   model_.transformer.velocity(ctx, z, pass(step, observer), out);
   if (!step_cache_ || step_cache_->ran())
     ++(is_sparse(step) ? sparse_steps_run_ : dense_steps_run_);
 }
 
-void Rollout::remember(Context& ctx, View z, world::PassObserver* observer) {
+void Rollout::remember(Context& ctx, View z, PassObserver* observer) {
   model_.transformer.commit(ctx, z, pass(num_steps(), observer), {frame_, 1});
 }
 
-world::Pass Rollout::pass(int64_t step, world::PassObserver* observer) {
+world::Pass Rollout::pass(int64_t step, PassObserver* observer) {
   step_ = step;
   // The clean pass reads all; the first sparse step chooses of the prompt for those behind it.
   const bool sparse = is_sparse(step);
@@ -105,7 +104,7 @@ double Rollout::density() const {
   const auto own = static_cast<double>(sizes.frame_tokens());
   const double dense = own * static_cast<double>(frame_ + 1);
   double attended = 0;
-  for (const world::LayerState& layer : layers_) {
+  for (const LayerState& layer : layers_) {
     const double held = own + static_cast<double>(layer.memory.cache->total_entries()) /
                                   static_cast<double>(sizes.num_heads);
     const double kept = layer.memory.selector ? layer.memory.selector->density() : 1;

@@ -23,14 +23,13 @@ class Rollout {
   void begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y);
 
   // z [C, h, w] f32 receives the clean latent made from the frame's own noise.
-  void denoise(Context& ctx, uint64_t seed, View z, world::PassObserver* observer = nullptr);
+  void denoise(Context& ctx, uint64_t seed, View z, PassObserver* observer = nullptr);
 
   // The clean pass: the frame's keys and values join every layer's history.
-  void remember(Context& ctx, View z, world::PassObserver* observer = nullptr);
+  void remember(Context& ctx, View z, PassObserver* observer = nullptr);
 
   // One velocity estimate at sampling step `step` (num_steps(): the clean level); for tests.
-  void velocity(Context& ctx, int64_t step, View z, View out,
-                world::PassObserver* observer = nullptr);
+  void velocity(Context& ctx, int64_t step, View z, View out, PassObserver* observer = nullptr);
 
   void set_text(Context& ctx, View text);
 
@@ -39,7 +38,7 @@ class Rollout {
   // The sampling step in work; num_steps(): the clean pass.
   int64_t step() const { return step_; }
 
-  std::span<const world::LayerState> layers() const { return layers_; }
+  std::span<const LayerState> layers() const { return layers_; }
 
   // Query-key pairs of self attention at the sampling steps of the latest frame, over those of
   // dense attention over the whole history.
@@ -51,13 +50,13 @@ class Rollout {
  private:
   bool is_sparse(int64_t step) const { return step >= dense_steps_ && step < num_steps(); }
 
-  world::Pass pass(int64_t step, world::PassObserver* observer);
+  world::Pass pass(int64_t step, PassObserver* observer);
 
   const world::Model& model_;
   std::vector<double> noise_levels_;
   std::vector<world::Level> levels_;  // one per noise level
   world::Place place_;
-  std::vector<world::LayerState> layers_;
+  std::vector<LayerState> layers_;
   std::unique_ptr<StepCache> step_cache_;  // null: every step is computed
   Tensor velocity_, noise_;                // [C, h, w]
   int64_t frame_ = 0, step_ = 0;

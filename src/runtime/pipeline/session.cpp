@@ -80,7 +80,7 @@ void Session::finish_frame(CameraPosition camera) {
   camera_ = camera;
   ++next_frame_;
   double commit_ms = -commit_ms_, select_ms = -select_ms_;
-  for (const world::LayerState& layer : rollout_.layers()) {
+  for (const LayerState& layer : rollout_.layers()) {
     commit_ms += layer.memory.commit_ms;
     select_ms += layer.memory.select_ms;
     const KvCache& cache = *layer.memory.cache;
@@ -111,7 +111,7 @@ void Session::save(const std::string& path, const SessionNotes& notes) const {
   head.notes = notes;
   std::vector<std::string> bytes;
   std::vector<NamedView> tensors;
-  for (const world::LayerState& layer : rollout_.layers()) {
+  for (const LayerState& layer : rollout_.layers()) {
     std::ostringstream out;
     layer.memory.cache->save(out);
     bytes.push_back(std::move(out).str());

@@ -12,12 +12,12 @@
 namespace longtake::world {
 namespace {
 
-constexpr int64_t kModulations = 6;  // shift1, scale1, gate1, shift2, scale2, gate2
 constexpr double kTimeTheta = 10000.0;
 constexpr double kTimeScale = 1000.0;  // noise levels in [0, 1] are described as timesteps
 
-View row(View matrix, int64_t index) {
-  return matrix.rows(index, index + 1).reshape({matrix.dim(-1)});
+LayerPass layer_pass(const Pass& pass, int64_t index, std::span<const View> modulation,
+                     std::optional<ChunkPosition> commit) {
+  return {index, modulation, pass.place.rope, pass.sparse, pass.prompt, commit, pass.observer};
 }
 
 // [cos(a_i), sin(a_i)], a_i = 1000 t * 10000^(-i / half): out [1, kTimeSinusoid].
@@ -47,22 +47,10 @@ Transformer::Transformer(const TransformerConfig& config, int64_t text_dim, DTyp
   time_embedding_.activation = Activation::kSilu;
   time_embedding_.list(table, at + "time_embedding", kTimeSinusoid, dim, dim, DType::kF32);
   table.linear(at + "time_projection.1", kModulations * dim, dim, DType::kF32, time_projection_);
-  for (int64_t n = 0; n < config.num_layers; ++n) {
-    const std::string layer_at = str(at, "blocks.", n, ".");
-    Layer layer;
-    for (Attention* attention : {&layer.self_attn, &layer.cross_attn}) {
-      attention->num_heads = config.num_heads;
-      attention->head_dim = config.head_dim;
-      attention->eps = config.eps;
-    }
-    table.tensor(layer_at + "modulation", {kModulations, dim}, layer.modulation);
-    layer.self_attn.list(table, layer_at + "self_attn", /*with_norms=*/true, compute);
-    table.tensor(layer_at + "norm3.weight", {dim}, layer.norm3_weight);
-    table.tensor(layer_at + "norm3.bias", {dim}, layer.norm3_bias);
-    layer.cross_attn.list(table, layer_at + "cross_attn", /*with_norms=*/true, compute);
-    layer.ffn.list(table, layer_at + "ffn", dim, config.ffn_dim, dim, compute);
-    layers_.push_back(std::move(layer));
-  }
+  const DitSizes sizes{dim, config.num_heads, config.head_dim, config.ffn_dim, config.eps};
+  layers_.resize(static_cast<size_t>(config.num_layers));
+  for (size_t n = 0; n < layers_.size(); ++n)
+    layers_[n].list(table, str(at, "blocks.", n, "."), sizes, {kModulations, dim}, compute);
   table.tensor(at + "head.modulation", {2, dim}, head_modulation_);
   table.linear(at + "head.head", config.patch_values(), dim, compute, head_);
 }
@@ -162,35 +150,13 @@ View Transformer::modulation(const Pass& pass, int64_t layer) const {
   return pass.level.layers.view().rows(layer, layer + 1).reshape({kModulations, config_.dim});
 }
 
-void Transformer::run_layer(Context& ctx, int64_t index, const Pass& pass,
-                            std::optional<ChunkPosition> commit, View x) const {
-  const Workspace::Scope scope(ctx.workspace());
-  const Layer& layer = layers_[static_cast<size_t>(index)];
-  LayerState& state = pass.layers[static_cast<size_t>(index)];
-  const View h = ctx.workspace().take(compute_, x.shape());
-  // What is added to the stream stays f32: rounding it to bf16 would add a tenth to the error.
-  const View y = ctx.workspace().take(DType::kF32, x.shape());
-  const View modulations = modulation(pass, index);
-  const auto part = [&](int64_t i) { return row(modulations, i); };
-  AttentionObserver on_self, on_cross;
-  if (pass.observer != nullptr) {
-    on_self = [&](const auto& read) { pass.observer->on_self_attention(index, read); };
-    on_cross = [&](const auto& read) { pass.observer->on_cross_attention(index, read); };
+void Transformer::run_layers(Context& ctx, const Pass& pass, int64_t count,
+                             std::optional<ChunkPosition> commit, View x) const {
+  for (int64_t n = 0; n < count; ++n) {
+    const View modulations = modulation(pass, n);
+    layers_[static_cast<size_t>(n)].run(ctx, layer_pass(pass, n, {&modulations, 1}, commit),
+                                        pass.layers[static_cast<size_t>(n)], x);
   }
-
-  layer_norm(ctx, x, /*scale=*/part(1), /*shift=*/part(0), config_.eps, true, h);
-  self_attention(ctx, layer.self_attn, h, pass.place.rope, state.memory, pass.sparse, commit, y,
-                 on_self);
-  add_gated(ctx, x, y, /*gate=*/part(2));
-
-  layer_norm(ctx, x, layer.norm3_weight, layer.norm3_bias, config_.eps, false, h);
-  cross_attention(ctx, layer.cross_attn, h, state.prompt, pass.prompt, y, on_cross);
-  add(ctx, x, y);
-
-  layer_norm(ctx, x, /*scale=*/part(4), /*shift=*/part(3), config_.eps, true, h);
-  layer.ffn.forward(ctx, h, y);
-  add_gated(ctx, x, y, /*gate=*/part(5));
-  if (pass.observer != nullptr) pass.observer->on_layer(index, x);
 }
 
 void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity) const {
@@ -201,7 +167,7 @@ void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity
   if (pass.reuse == nullptr || pass.reuse->must_run(pass.level.time, x)) {
     const View residual = pass.reuse != nullptr ? pass.reuse->residual() : View();
     if (pass.reuse != nullptr) axpby(ctx, -1, x, 0, x, residual);
-    for (int64_t n = 0; n < config_.num_layers; ++n) run_layer(ctx, n, pass, std::nullopt, x);
+    run_layers(ctx, pass, config_.num_layers, std::nullopt, x);
     if (pass.reuse != nullptr) add(ctx, residual, x);
   } else {
     add(ctx, x, pass.reuse->residual());
@@ -221,13 +187,10 @@ void Transformer::commit(Context& ctx, View z, const Pass& clean, ChunkPosition 
   const View x = ctx.workspace().take(DType::kF32, shape);
   embed(ctx, z, clean.place, x);
   const int64_t last = config_.num_layers - 1;
-  for (int64_t n = 0; n < last; ++n) run_layer(ctx, n, clean, position, x);
-  const View h = ctx.workspace().take(compute_, shape);
+  run_layers(ctx, clean, last, position, x);
   const View modulations = modulation(clean, last);
-  layer_norm(ctx, x, /*scale=*/row(modulations, 1), /*shift=*/row(modulations, 0), config_.eps,
-             true, h);
-  commit_keys(ctx, layers_.back().self_attn, h, clean.place.rope, clean.layers.back().memory,
-              position);
+  layers_.back().commit(ctx, layer_pass(clean, last, {&modulations, 1}, position),
+                        clean.layers.back(), x);
 }
 
 }  // namespace longtake::world

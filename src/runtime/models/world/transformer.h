@@ -16,7 +16,7 @@
 #include "kv/cache.h"
 #include "models/world/config.h"
 #include "models/world/text_encoder.h"
-#include "nn/attention.h"
+#include "nn/dit_layer.h"
 #include "nn/feed_forward.h"
 #include "nn/weight_table.h"
 
@@ -33,25 +33,6 @@ struct Level {
 struct Place {
   RopeTable rope;      // [S, head_dim / 2]
   Tensor pose_tokens;  // [S, dim] f32: pose_embedding of the tokens' world coordinates
-};
-
-// What one layer carries through a rollout.
-struct LayerState {
-  Prompt prompt;
-  Memory memory;
-};
-
-// Watches a pass; for tests, metrics and calibration. Views are valid during the call.
-class PassObserver {
- public:
-  virtual ~PassObserver() = default;
-
-  // x [S, dim] f32: the residual stream behind the layer.
-  virtual void on_layer(int64_t /*layer*/, View /*x*/) {}
-
-  virtual void on_self_attention(int64_t /*layer*/, const AttentionRead&) {}
-
-  virtual void on_cross_attention(int64_t /*layer*/, const AttentionRead&) {}
 };
 
 // Spares a pass its layers: what they added to the stream in an earlier pass is added again.
@@ -101,28 +82,20 @@ class Transformer {
   void commit(Context& ctx, View z, const Pass& clean, ChunkPosition position) const;
 
  private:
-  struct Layer {
-    Attention self_attn;
-    Attention cross_attn;
-    Tensor norm3_weight, norm3_bias;
-    FeedForward ffn;
-    Tensor modulation;  // [6, dim]
-  };
-
   // Tokens of z with the pose added: x [S, dim] f32.
   void embed(Context& ctx, View z, const Place& place, View x) const;
+  // The first `count` layers on x [S, dim] f32, in place.
+  void run_layers(Context& ctx, const Pass& pass, int64_t count,
+                  std::optional<ChunkPosition> commit, View x) const;
   // The layer's modulation at the pass's level, [6, dim].
   View modulation(const Pass& pass, int64_t layer) const;
-  // One layer on x [S, dim] f32, in place.
-  void run_layer(Context& ctx, int64_t index, const Pass& pass, std::optional<ChunkPosition> commit,
-                 View x) const;
 
   TransformerConfig config_;
   DType compute_;
   std::optional<LinearWeight> patch_embedding_, pose_embedding_;
   FeedForward text_embedding_, time_embedding_;
   std::optional<LinearWeight> time_projection_;
-  std::vector<Layer> layers_;
+  std::vector<DitLayer> layers_;
   Tensor head_modulation_;  // [2, dim]
   std::optional<LinearWeight> head_;
 };

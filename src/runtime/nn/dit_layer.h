@@ -1,0 +1,89 @@
+// A layer of a diffusion transformer in Wan's manner, which the embedded model shares: self
+// attention and feed forward modulated by the noise level of their frame, and cross attention to
+// the prompt between them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "device/context.h"
+#include "nn/attention.h"
+#include "nn/feed_forward.h"
+#include "nn/weight_table.h"
+#include "tensor/tensor.h"
+
+namespace longtake {
+
+inline constexpr int64_t kModulations = 6;  // shift1, scale1, gate1, shift2, scale2, gate2
+
+// What one layer carries through a rollout.
+struct LayerState {
+  Prompt prompt;
+  Memory memory;
+};
+
+// Watches a pass; for tests, metrics and calibration. Views are valid during the call.
+class PassObserver {
+ public:
+  virtual ~PassObserver() = default;
+
+  // x [L, dim] f32: the residual stream behind the layer.
+  virtual void on_layer(int64_t /*layer*/, View /*x*/) {}
+
+  virtual void on_self_attention(int64_t /*layer*/, const AttentionRead&) {}
+
+  virtual void on_cross_attention(int64_t /*layer*/, const AttentionRead&) {}
+};
+
+struct DitSizes {
+  int64_t dim = 0;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  int64_t ffn_dim = 0;
+  float eps = 0;  // of every norm
+};
+
+// What a pass brings to a layer.
+struct LayerPass {
+  int64_t index = 0;                 // of the layer
+  std::span<const View> modulation;  // [6, dim] f32 of every frame of the pass
+  const RopeTable& rope;
+  bool sparse = false;
+  PromptReading prompt = PromptReading::kAll;
+  std::optional<ChunkPosition> commit;
+  PassObserver* observer = nullptr;
+};
+
+struct DitLayer {
+  Attention self_attn;
+  Attention cross_attn;
+  Tensor norm3_weight, norm3_bias;
+  FeedForward ffn;
+  Tensor modulation;  // 6 x dim values
+
+  // modulation_shape: as the file has it.
+  void list(WeightTable& table, const std::string& name, const DitSizes& sizes,
+            const Shape& modulation_shape, DType compute);
+
+  // x [L, dim] f32, in place; L is a multiple of the number of frames.
+  void run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
+
+  // All that a last layer must do in a pass whose output nobody reads: its keys and values join the
+  // history at pass.commit. x as run() would take it.
+  void commit(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
+
+ private:
+  // h = norm(x) * (1 + scale) + shift of each frame's own rows of the modulation.
+  void modulate(Context& ctx, std::span<const View> frames, int64_t shift, int64_t scale, View x,
+                View h) const;
+};
+
+// The rows of x that belong to frame `index` of `num_frames`.
+View frame_rows(View x, int64_t index, int64_t num_frames);
+
+// Row `index` of a matrix, as a vector.
+View row(View matrix, int64_t index);
+
+}  // namespace longtake
