@@ -15,6 +15,7 @@
 #include "kv/cache.h"
 #include "kv/tempcache_groups.h"
 #include "kv/tempcache_metric.h"
+#include "kv/time_rotation.h"
 
 namespace longtake {
 namespace {

@@ -35,6 +35,7 @@
 #include "kv/cache.h"
 #include "kv/tempcache_groups.h"
 #include "kv/tempcache_metric.h"
+#include "kv/time_rotation.h"
 #include "ops/expect.h"
 
 namespace longtake {

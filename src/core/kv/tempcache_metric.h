@@ -48,19 +48,4 @@ class KeyMetric {
   std::vector<float> transposed_, product_;  // scratch of observe()
 };
 
-// Turns pairs i < pairs of [D] by sign * frame * theta^(-i / pairs), in place.
-class TimeRotation {
- public:
-  TimeRotation(int64_t pairs, double theta, int64_t frame);
-
-  void apply(float* key) const { turn(key, 1); }
-
-  void undo(float* key) const { turn(key, -1); }
-
- private:
-  void turn(float* key, float sign) const;
-
-  std::vector<float> cos_, sin_;
-};
-
 }  // namespace longtake
