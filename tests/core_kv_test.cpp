@@ -1,6 +1,8 @@
 // Cache policies: what stays, what is read back, what a hostile saved state does.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cmath>
 #include <cstdlib>
 #include <new>
 #include <sstream>
@@ -148,6 +150,71 @@ TEST_P(Cache, ShortWindowIsFull) {
   EXPECT_TRUE(test::same_bits(attend_cache(ctx_, q, *full), attend_cache(ctx_, q, *window)));
 }
 
+TEST_P(Cache, AWindowCanBeReadInPart) {
+  constexpr int64_t kTokens = 23;
+  const auto cache = make_cache(ctx_, options("window", dtype(), kTokens));
+  const Tensor q = random_tensor(dtype(), {9, kHeads, kDim}, 0);
+  commit_frames(ctx_, *cache, dtype(), kTokens, 0, 9);
+  const auto expect_frames = [&](const HistoryReading& reading, std::vector<int64_t> frames) {
+    cache->set_reading(ctx_, reading);
+    expect_close(attend_cache(ctx_, q, *cache),
+                 values(attend_frames(ctx_, q, dtype(), kTokens, frames)), bound());
+  };
+  using Sink = HistoryReading::Sink;
+  expect_frames({}, {0, 6, 7, 8});
+  expect_frames({.sink = Sink::kHidden}, {6, 7, 8});
+  expect_frames({.window_frames = 1}, {0, 8});
+  expect_frames({.sink = Sink::kHidden, .window_frames = 2}, {7, 8});
+  expect_frames({.sink = Sink::kBeforeWindow, .window_frames = 2}, {0, 7, 8});  // 0 pairs turn
+  commit_frames(ctx_, *cache, dtype(), kTokens, 9, 10);  // a commit shows everything again
+  expect_frames({}, {0, 7, 8, 9});
+  cache->forget_window();
+  expect_frames({}, {0});
+  EXPECT_EQ(cache->entries(), kTokens);
+}
+
+// Moving the sink by some frames is RoPE with those frames' angles.
+TEST_P(Cache, ASinkMovesToJustBeforeTheWindow) {
+  constexpr int64_t kTokens = 5;
+  constexpr int64_t kPairs = 6;
+  constexpr double kTheta = 100;
+  const auto cache = make_cache(ctx_, options("window", dtype(), kTokens));
+  commit_frames(ctx_, *cache, dtype(), kTokens, 0, 9);
+  const Tensor k = frame(dtype(), kTokens, 100);  // frame 0
+  const Tensor v = frame(dtype(), kTokens, 101);
+  const Tensor cos = Tensor::zeros({}, DType::kF32, {kTokens, kDim / 2});
+  const Tensor sin = Tensor::zeros({}, DType::kF32, {kTokens, kDim / 2});
+  for (const int64_t window : {3, 1, 3}) {
+    const auto moved_by = static_cast<double>(9 - window - 1);
+    for (int64_t i = 0; i < cos.numel(); ++i) {
+      const int64_t pair = i % (kDim / 2);
+      const double angle = pair < kPairs ? moved_by * std::pow(kTheta, -double(pair) / kPairs) : 0;
+      cos.data<float>()[i] = static_cast<float>(std::cos(angle));
+      sin.data<float>()[i] = static_cast<float>(std::sin(angle));
+    }
+    const Tensor turned({}, dtype(), k.shape());
+    rope(ctx_, k, cos, sin, turned);
+    const KvPages expected(ctx_, turned, v);
+    cache->set_reading(ctx_, {.sink = HistoryReading::Sink::kBeforeWindow,
+                              .window_frames = window,
+                              .time_pairs = kPairs,
+                              .time_theta = kTheta});
+    const KvView view = cache->view();
+    ASSERT_EQ(static_cast<int64_t>(view.heads[0].size()), 1 + window);
+    for (int64_t head = 0; head < kHeads; ++head) {
+      for (int64_t slot = 0; slot < kTokens; ++slot) {
+        std::array<float, kDim> key, value, expected_key, expected_value;
+        const auto at = static_cast<size_t>(head);
+        read_token(view.heads[at][0], dtype(), kDim, slot, key.data(), value.data());
+        read_token(expected.view().heads[at][0], dtype(), kDim, slot, expected_key.data(),
+                   expected_value.data());
+        EXPECT_EQ(value, expected_value);
+        for (size_t d = 0; d < kDim; ++d) EXPECT_NEAR(key[d], expected_key[d], bound() * 4);
+      }
+    }
+  }
+}
+
 TEST_P(Cache, SmallerChunkInWorkLeavesNothingBehind) {
   const auto cache = make_cache(ctx_, options("full", dtype(), 70));
   cache->set_current(ctx_, frame(dtype(), 70, 1), frame(dtype(), 70, 2));
@@ -225,6 +292,9 @@ TEST(CacheOptions, AreChecked) {
   Context ctx({}, 1);
   EXPECT_THROW(make_cache(ctx, options("forever", DType::kF32, 50)), Error);
   EXPECT_THROW(make_cache(ctx, options("full", DType::kF32, 0)), Error);
+  const auto full = make_cache(ctx, options("full", DType::kF32, 50));
+  EXPECT_NO_THROW(full->set_reading(ctx, {}));
+  EXPECT_THROW(full->set_reading(ctx, {.sink = HistoryReading::Sink::kHidden}), Error);
   const auto cache = make_cache(ctx, options("window", DType::kF32, 50));
   const Tensor wrong = random_tensor(DType::kF32, {50, kHeads, kDim + 2}, 0);
   EXPECT_THROW(cache->commit(ctx, wrong, wrong, {0, 1}), Error);

@@ -125,6 +125,12 @@ void KvCache::reset() {
   }
 }
 
+void KvCache::set_reading(Context&, const HistoryReading& reading) {
+  if (!reading.is_everything())
+    throw Error(ErrorKind::kUsage, str("memory: expected window, which keeps frames apart, for a ",
+                                       "model that reads some of them, found ", options_.memory));
+}
+
 int64_t KvCache::num_history_pages(int64_t head) const {
   return static_cast<int64_t>(pages_[static_cast<size_t>(head)].size()) - num_current_;
 }

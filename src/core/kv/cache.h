@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,24 @@ namespace longtake {
 struct ChunkPosition {
   int64_t first_frame = 0;
   int64_t num_frames = 1;
+};
+
+// What a pass may read of the history, in a policy that keeps frames apart.
+struct HistoryReading {
+  enum class Sink : uint8_t {
+    kInPlace,       // read where its frames were committed
+    kBeforeWindow,  // read as if it stood just before the oldest window frame that is read
+    kHidden         // not read
+  };
+
+  Sink sink = Sink::kInPlace;
+  int64_t window_frames = std::numeric_limits<int64_t>::max();  // most recent ones behind the sink
+  int64_t time_pairs = 0;  // temporal rotation of the keys, for kBeforeWindow
+  double time_theta = 10000;
+
+  bool is_everything() const {
+    return sink == Sink::kInPlace && window_frames == std::numeric_limits<int64_t>::max();
+  }
 };
 
 struct CacheOptions {
@@ -65,8 +84,16 @@ class KvCache {
   // Forgets everything; keeps the memory.
   virtual void reset();
 
-  // History and the chunk in work; valid until the next call that changes the cache.
-  KvView view() const { return {store_.dtype(), store_.head_dim(), pages_}; }
+  // Forgets the history except a sink, in a policy that has one.
+  virtual void forget_window() { reset(); }
+
+  // Limits what view() shows of the history, until the next call, commit or reset. Throws
+  // Error(kUsage) if the policy does not keep frames apart and the reading is not everything.
+  virtual void set_reading(Context& ctx, const HistoryReading& reading);
+
+  // History, as far as it may be read, and the chunk in work; valid until the next call that
+  // changes the cache.
+  virtual KvView view() const { return {store_.dtype(), store_.head_dim(), pages_}; }
 
   // Pages of a head's list that are history; the chunk in work follows them.
   int64_t num_history_pages(int64_t head) const;

@@ -1,9 +1,16 @@
 // Policy `window`: the first sink_frames frames stay for ever, of the others the window_frames most
 // recent. Each frame has pages of its own, so that dropping one moves nothing. Memory is constant.
+//
+// A pass may read less than that, and may see the sink as if it stood just before the window, which
+// keeps the distance that a model was trained with. Rotations compose, so the sink's keys are
+// turned by the frames they are moved; the copies are made again only when that number changes.
 #include <algorithm>
+#include <array>
 
 #include "base/error.h"
+#include "device/parallel.h"
 #include "kv/cache.h"
+#include "kv/time_rotation.h"
 
 namespace longtake {
 namespace {
@@ -12,7 +19,9 @@ class WindowCache final : public KvCache {
  public:
   WindowCache(Context& ctx, const CacheOptions& options)
       : KvCache(ctx, options),
-        pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens) {
+        pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens),
+        shown_(static_cast<size_t>(options.num_heads)),
+        moved_sink_(static_cast<size_t>(options.num_heads)) {
     if (options.sink_frames < 0 || options.window_frames < 1)
       throw Error(ErrorKind::kUsage,
                   str("window: expected at least 1 frame and 0 sink frames, found ",
@@ -30,12 +39,53 @@ class WindowCache final : public KvCache {
       throw Error(str("commit: expected ", position.num_frames, " frames of ", tokens,
                       " tokens, found ", k.dim(0), " tokens"));
     drop_current();
+    reading_ = {};
+    if (num_frames() == 0) first_frame_ = position.first_frame;
+    if (num_frames() < options_.sink_frames) moved_by_ = 0;
+    next_frame_ = position.first_frame + position.num_frames;
     for (int64_t frame = 0; frame < position.num_frames; ++frame) {
       if (num_frames() == options_.sink_frames + options_.window_frames)
         erase(options_.sink_frames * pages_per_frame_,
               (options_.sink_frames + 1) * pages_per_frame_);
       append(k, v, frame * tokens, tokens, /*fill=*/false);
     }
+  }
+
+  void reset() override {
+    KvCache::reset();
+    reading_ = {};
+    moved_by_ = 0;
+  }
+
+  void forget_window() override {
+    drop_current();
+    reading_ = {};
+    erase(num_sink_frames() * pages_per_frame_, num_frames() * pages_per_frame_);
+  }
+
+  void set_reading(Context& ctx, const HistoryReading& reading) override {
+    drop_current();
+    reading_ = reading;
+    if (reading.sink != HistoryReading::Sink::kBeforeWindow) return;
+    const int64_t first_read = next_frame_ - num_window_frames_read();
+    const int64_t moved_by = first_read - num_sink_frames() - first_frame_;
+    if (moved_by != moved_by_) move_sink(ctx, moved_by);
+  }
+
+  KvView view() const override {
+    if (reading_.is_everything()) return KvCache::view();
+    const bool is_moved = reading_.sink == HistoryReading::Sink::kBeforeWindow && moved_by_ != 0;
+    const int64_t sink = num_sink_frames() * pages_per_frame_;
+    const int64_t first_read = (num_frames() - num_window_frames_read()) * pages_per_frame_;
+    for (size_t head = 0; head < pages_.size(); ++head) {
+      const PageList& all = pages_[head];
+      const auto from = is_moved ? moved_sink_[head].begin() : all.begin();
+      shown_[head].clear();
+      if (reading_.sink != HistoryReading::Sink::kHidden)
+        shown_[head].insert(shown_[head].end(), from, from + sink);
+      shown_[head].insert(shown_[head].end(), all.begin() + first_read, all.end());
+    }
+    return {store_.dtype(), store_.head_dim(), shown_};
   }
 
   std::vector<int32_t> members(int64_t /*head*/, int64_t num_committed) const override {
@@ -51,10 +101,15 @@ class WindowCache final : public KvCache {
   }
 
  protected:
-  // The pages say it all, if there are not too many of them.
+  std::vector<int64_t> policy_state() const override { return {first_frame_, next_frame_}; }
+
+  // The pages say the rest, if there are not too many of them.
   bool set_policy_state(const std::vector<int64_t>& state) override {
+    if (state.size() != 2) return false;
+    first_frame_ = state[0];
+    next_frame_ = state[1];
     const auto same = [this](const PageList& list) { return list.size() == pages_[0].size(); };
-    return state.empty() && std::all_of(pages_.begin(), pages_.end(), same) &&
+    return std::all_of(pages_.begin(), pages_.end(), same) &&
            num_history_pages(0) % pages_per_frame_ == 0 &&
            num_frames() <= options_.sink_frames + options_.window_frames;
   }
@@ -62,7 +117,46 @@ class WindowCache final : public KvCache {
  private:
   int64_t num_frames() const { return num_history_pages(0) / pages_per_frame_; }
 
+  int64_t num_sink_frames() const { return std::min(num_frames(), options_.sink_frames); }
+
+  int64_t num_window_frames_read() const {
+    return std::min(num_frames() - num_sink_frames(), reading_.window_frames);
+  }
+
+  // Copies of the sink's pages with keys turned by `frames` more.
+  void move_sink(Context& ctx, int64_t frames) {
+    moved_by_ = frames;
+    const TimeRotation rotation(reading_.time_pairs, reading_.time_theta, frames);
+    const auto wanted = static_cast<size_t>(num_sink_frames() * pages_per_frame_);
+    for (PageList& pages : moved_sink_) {
+      while (pages.size() < wanted) pages.push_back(store_.take());
+    }
+    parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin_head, int64_t end_head) {
+      std::array<float, size_t{2} * TimeRotation::kMaxPairs> key, value;
+      for (auto head = static_cast<size_t>(begin_head); head < static_cast<size_t>(end_head);
+           ++head) {
+        for (size_t page = 0; page < wanted; ++page) {
+          const KvPage& from = pages_[head][page];
+          KvPage& to = moved_sink_[head][page];
+          clear_page(to, options_.dtype, options_.head_dim);
+          for (int64_t slot = 0; slot < from.num_keys; ++slot) {
+            read_token(from, options_.dtype, options_.head_dim, slot, key.data(), value.data());
+            rotation.apply(key.data());
+            write_token(to, options_.dtype, options_.head_dim, slot, key.data(), value.data(),
+                        from.bias[slot]);
+          }
+        }
+      }
+    });
+  }
+
   int64_t pages_per_frame_;
+  int64_t first_frame_ = 0;  // of the sink
+  int64_t next_frame_ = 0;   // one past the newest
+  HistoryReading reading_;
+  mutable std::vector<PageList> shown_;  // per head, what view() shows of a limited reading
+  std::vector<PageList> moved_sink_;     // per head
+  int64_t moved_by_ = 0;                 // frames between moved_sink_ and the sink
 };
 
 }  // namespace
