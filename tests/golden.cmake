@@ -6,3 +6,4 @@ function(longtake_golden_test name)
 endfunction()
 
 longtake_golden_test(golden_loader_test)
+longtake_golden_test(golden_wan_test)

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -78,9 +79,27 @@ inline constexpr Bound kCallF32{1e-3, 1e-4};
 inline constexpr Bound kLoopF32{1e-2, 1e-3};
 inline constexpr Bound kCallBF16{INFINITY, 2e-2};
 
+inline constexpr Bound kResidualF32{INFINITY, 1.5e-2};  // bf16 with an f32 stream, against f32
+
+// What expect_near has seen, for tests to say how much was compared and how near it was.
+struct Tally {
+  int count = 0;
+  double worst = 0;  // relative L2
+};
+
+inline Tally tally;
+
+inline void print_tally(const char* what) {
+  std::printf("%s: %d tensors compared, relative L2 at most %.1e\n", what, tally.count,
+              tally.worst);
+  tally = {};
+}
+
 inline void expect_near(const std::string& what, View expected, View found, const Bound& bound) {
   ASSERT_EQ(expected.shape().to_string(), found.shape().to_string()) << what;
   const Distance d = distance(expected, found);
+  ++tally.count;
+  tally.worst = std::fmax(tally.worst, d.relative_l2);
   EXPECT_TRUE(d.max_over_rms <= bound.max_over_rms && d.relative_l2 <= bound.relative_l2)
       << what << ": expected max / rms " << bound.max_over_rms << " and relative L2 "
       << bound.relative_l2 << ", found " << d.max_over_rms << " and " << d.relative_l2;

@@ -17,6 +17,8 @@ namespace longtake {
 
 class Checkpoint {
  public:
+  Checkpoint() = default;  // of no tensors
+
   // path: *.safetensors, *.safetensors.index.json, *.pt or *.pth; the name does not matter. Throws
   // Error (kInput) that names the file and what is wrong with it.
   explicit Checkpoint(const std::string& path);

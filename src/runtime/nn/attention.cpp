@@ -82,12 +82,12 @@ View Attention::values(Context& ctx, View h) const {
 }
 
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit, View out,
-                    const AttentionObserver& observer) {
+                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit,
+                    int64_t unread_tokens, View out, const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, &rope);
-  const View k = layer.keys(ctx, h, &rope);
-  const View v = layer.values(ctx, h);
+  const View k = layer.keys(ctx, h, &rope).rows(unread_tokens, h.dim(0));
+  const View v = layer.values(ctx, h).rows(unread_tokens, h.dim(0));
   memory.cache->set_current(ctx, k, v);
   const KvView kv = memory.cache->view();
   std::optional<Selection> selection;
@@ -98,15 +98,16 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
     memory.select_ms += ms_since(start);
   }
   attend_and_project(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);
-  if (commit) join_history(ctx, q, k, v, *commit, memory);
+  if (commit) join_history(ctx, q.rows(unread_tokens, h.dim(0)), k, v, *commit, memory);
 }
 
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 Memory& memory, ChunkPosition position) {
+                 Memory& memory, ChunkPosition position, int64_t unread_tokens) {
   const Workspace::Scope scope(ctx.workspace());
-  const View q = memory.cache->wants_queries() ? layer.queries(ctx, h, &rope) : View();
-  const View k = layer.keys(ctx, h, &rope);
-  const View v = layer.values(ctx, h);
+  const auto read = [&](View tokens) { return tokens.rows(unread_tokens, h.dim(0)); };
+  const View q = memory.cache->wants_queries() ? read(layer.queries(ctx, h, &rope)) : View();
+  const View k = read(layer.keys(ctx, h, &rope));
+  const View v = read(layer.values(ctx, h));
   join_history(ctx, q, k, v, position, memory);
 }
 

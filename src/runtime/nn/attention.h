@@ -64,16 +64,17 @@ struct Memory {
 };
 
 // out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values
-// become the cache's current ones; with `commit` they join its history afterwards. `sparse`: only
-// what the selector chooses is read, if there is one; the first frame, the newest one and the chunk
-// itself always are.
+// become the cache's current ones, except those of the first `unread_tokens`; with `commit` they
+// join its history afterwards. `sparse`: only what the selector chooses is read, if there is one;
+// the first frame, the newest one and the chunk itself always are.
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit, View out,
-                    const AttentionObserver& observer = nullptr);
+                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit,
+                    int64_t unread_tokens, View out, const AttentionObserver& observer = nullptr);
 
-// Only the keys and values of a clean chunk join the history: all that a last layer must do.
+// Only the keys and values of a clean chunk join the history, except those of the first
+// `unread_tokens`: all that a last layer must do.
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 Memory& memory, ChunkPosition position);
+                 Memory& memory, ChunkPosition position, int64_t unread_tokens);
 
 // What one layer knows of the prompt.
 struct Prompt {

@@ -14,6 +14,15 @@ void add_gated_frames(Context& ctx, std::span<const View> frames, int64_t gate, 
               row(frames[static_cast<size_t>(f)], gate));
 }
 
+// Rounds the residual stream to the precision it is kept in.
+void round_stream(Context& ctx, DType residual, View x) {
+  if (residual == DType::kF32) return;
+  const Workspace::Scope scope(ctx.workspace());
+  const View rounded = ctx.workspace().take(residual, x.shape());
+  convert(ctx, x, rounded);
+  convert(ctx, rounded, x);
+}
+
 }  // namespace
 
 View row(View matrix, int64_t index) {
@@ -40,6 +49,13 @@ void DitLayer::list(WeightTable& table, const std::string& name, const DitSizes&
   ffn.list(table, name + "ffn", sizes.dim, sizes.ffn_dim, sizes.dim, compute);
 }
 
+void DitLayer::set_prompt(Context& ctx, View embedded, Prompt& prompt) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const View k = cross_attn.keys(ctx, embedded, nullptr);
+  prompt.pages = KvPages(ctx, k, cross_attn.values(ctx, embedded));
+  if (prompt.selector != nullptr) prompt.selector->set_prompt(ctx, prompt.pages.view());
+}
+
 void DitLayer::modulate(Context& ctx, std::span<const View> frames, int64_t shift, int64_t scale,
                         View x, View h) const {
   const auto count = static_cast<int64_t>(frames.size());
@@ -62,16 +78,20 @@ void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, View 
   }
 
   modulate(ctx, pass.modulation, /*shift=*/0, /*scale=*/1, x, h);
-  self_attention(ctx, self_attn, h, pass.rope, state.memory, pass.sparse, pass.commit, y, on_self);
+  self_attention(ctx, self_attn, h, pass.rope, state.memory, pass.sparse, pass.commit,
+                 pass.unread_tokens, y, on_self);
   add_gated_frames(ctx, pass.modulation, /*gate=*/2, x, y);
+  round_stream(ctx, pass.residual, x);
 
   layer_norm(ctx, x, norm3_weight, norm3_bias, self_attn.eps, /*scale_plus_one=*/false, h);
   cross_attention(ctx, cross_attn, h, state.prompt, pass.prompt, y, on_cross);
   add(ctx, x, y);
+  round_stream(ctx, pass.residual, x);
 
   modulate(ctx, pass.modulation, /*shift=*/3, /*scale=*/4, x, h);
   ffn.forward(ctx, h, y);
   add_gated_frames(ctx, pass.modulation, /*gate=*/5, x, y);
+  round_stream(ctx, pass.residual, x);
   if (pass.observer != nullptr) pass.observer->on_layer(pass.index, x);
 }
 
@@ -79,7 +99,7 @@ void DitLayer::commit(Context& ctx, const LayerPass& pass, LayerState& state, Vi
   const Workspace::Scope scope(ctx.workspace());
   const View h = ctx.workspace().take(self_attn.q->compute_dtype(), x.shape());
   modulate(ctx, pass.modulation, /*shift=*/0, /*scale=*/1, x, h);
-  commit_keys(ctx, self_attn, h, pass.rope, state.memory, *pass.commit);
+  commit_keys(ctx, self_attn, h, pass.rope, state.memory, *pass.commit, pass.unread_tokens);
 }
 
 }  // namespace longtake

@@ -50,6 +50,8 @@ struct LayerPass {
   int64_t index = 0;                 // of the layer
   std::span<const View> modulation;  // [6, dim] f32 of every frame of the pass
   const RopeTable& rope;
+  DType residual = DType::kF32;  // bf16: the stream is rounded after everything that is added to it
+  int64_t unread_tokens = 0;     // first tokens whose keys are neither read nor remembered
   bool sparse = false;
   PromptReading prompt = PromptReading::kAll;
   std::optional<ChunkPosition> commit;
@@ -66,6 +68,9 @@ struct DitLayer {
   // modulation_shape: as the file has it.
   void list(WeightTable& table, const std::string& name, const DitSizes& sizes,
             const Shape& modulation_shape, DType compute);
+
+  // The keys and values of a prompt, from its embedded tokens [T, dim] in the compute dtype.
+  void set_prompt(Context& ctx, View embedded, Prompt& prompt) const;
 
   // x [L, dim] f32, in place; L is a multiple of the number of frames.
   void run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;

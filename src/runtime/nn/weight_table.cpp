@@ -56,6 +56,7 @@ Tensor reorder_rows(View weight, View scale, const std::vector<int64_t>& order) 
 std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, const Shape& shape,
                                                      bool may_be_i8) {
   listed_.insert(name);
+  wanted_.push_back({name, shape});
   const StoredTensor* tensor = file_.find(name);
   if (tensor == nullptr) {
     problems_.push_back(str(name, ": expected ", shape.to_string(), ", found no such tensor"));

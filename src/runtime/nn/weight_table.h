@@ -45,6 +45,14 @@ class WeightTable {
   // A tensor that is kept as f32 whatever its storage: norms, modulations, embeddings.
   void tensor(const std::string& name, const Shape& shape, Tensor& field);
 
+  struct Wanted {
+    std::string name;
+    Shape shape;
+  };
+
+  // What was asked for, in order, i8 scales apart: the tensors of a complete file.
+  const std::vector<Wanted>& wanted() const { return wanted_; }
+
   // Bytes of all fields filled so far, as they lie in memory.
   size_t bytes() const { return bytes_; }
 
@@ -72,6 +80,7 @@ class WeightTable {
   float lora_scale_ = 1;
   std::set<std::string> used_lora_;
   std::set<std::string> listed_;
+  std::vector<Wanted> wanted_;
   std::vector<std::string> problems_;
   size_t bytes_ = 0;
 };

@@ -17,7 +17,13 @@ constexpr double kTimeScale = 1000.0;  // noise levels in [0, 1] are described a
 
 LayerPass layer_pass(const Pass& pass, int64_t index, std::span<const View> modulation,
                      std::optional<ChunkPosition> commit) {
-  return {index, modulation, pass.place.rope, pass.sparse, pass.prompt, commit, pass.observer};
+  return {.index = index,
+          .modulation = modulation,
+          .rope = pass.place.rope,
+          .sparse = pass.sparse,
+          .prompt = pass.prompt,
+          .commit = commit,
+          .observer = pass.observer};
 }
 
 // [cos(a_i), sin(a_i)], a_i = 1000 t * 10000^(-i / half): out [1, kTimeSinusoid].
@@ -62,14 +68,8 @@ void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers
   const View embedded = ctx.workspace().take(compute_, shape);
   text_embedding_.forward(ctx, text, wide);
   convert(ctx, wide, embedded);
-  for (size_t n = 0; n < layers_.size(); ++n) {
-    const Workspace::Scope layer_scope(ctx.workspace());
-    const Attention& attention = layers_[n].cross_attn;
-    const View k = attention.keys(ctx, embedded, nullptr);
-    Prompt& prompt = layers[n].prompt;
-    prompt.pages = KvPages(ctx, k, attention.values(ctx, embedded));
-    if (prompt.selector != nullptr) prompt.selector->set_prompt(ctx, prompt.pages.view());
-  }
+  for (size_t n = 0; n < layers_.size(); ++n)
+    layers_[n].set_prompt(ctx, embedded, layers[n].prompt);
 }
 
 Level Transformer::level(Context& ctx, double t) const {

@@ -1,0 +1,207 @@
+#include "models/wan/transformer.h"
+
+#include <array>
+#include <cmath>
+
+#include "base/error.h"
+#include "ops/elementwise.h"
+#include "ops/norm.h"
+#include "ops/patchify.h"
+
+namespace longtake::wan {
+namespace {
+
+constexpr int64_t kPatchArea = kPatch * kPatch;
+
+// [cos(a_i), sin(a_i)], a_i = timestep * 10000^(-i / half): out [1, 2 half].
+void time_sinusoid(double timestep, View out) {
+  const int64_t half = out.dim(1) / 2;
+  auto* values = out.data<float>();
+  for (int64_t i = 0; i < half; ++i) {
+    const double angle =
+        timestep * std::pow(kTheta, -static_cast<double>(i) / static_cast<double>(half));
+    values[i] = static_cast<float>(std::cos(angle));
+    values[half + i] = static_cast<float>(std::sin(angle));
+  }
+}
+
+// The head's outputs are stored pixel by pixel, channels inside; unpatchify wants channels outside.
+std::vector<int64_t> head_rows(int64_t channels) {
+  std::vector<int64_t> order;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t pixel = 0; pixel < kPatchArea; ++pixel) order.push_back(pixel * channels + c);
+  }
+  return order;
+}
+
+// Frame `index` of [F, C, H, W].
+View frame_of(View frames, int64_t index) {
+  return frames.rows(index, index + 1).reshape({frames.dim(1), frames.dim(2), frames.dim(3)});
+}
+
+}  // namespace
+
+Transformer::Transformer(const TransformerConfig& config, DType compute, DType residual,
+                         WeightTable& table)
+    : config_(config), compute_(compute), residual_(residual) {
+  const int64_t dim = config.dim;
+  // What runs once per prompt or timestep stays f32: its cost does not show, its error would.
+  table.linear("patch_embedding", dim, config.in_channels * kPatchArea, compute, patch_embedding_,
+               {.stored = Shape{dim, config.in_channels, 1, kPatch, kPatch}, .row_order = {}});
+  text_embedding_.list(table, "text_embedding", config.text_dim, dim, dim, DType::kF32);
+  time_embedding_.activation = Activation::kSilu;
+  time_embedding_.list(table, "time_embedding", config.freq_dim, dim, dim, DType::kF32);
+  table.linear("time_projection.1", kModulations * dim, dim, DType::kF32, time_projection_);
+  const DitSizes sizes{dim, config.num_heads, config.head_dim(), config.ffn_dim, kEps};
+  layers_.resize(static_cast<size_t>(config.num_layers));
+  for (size_t n = 0; n < layers_.size(); ++n)
+    layers_[n].list(table, str("blocks.", n, "."), sizes, {1, kModulations, dim}, compute);
+  table.tensor("head.modulation", {1, 2, dim}, head_modulation_);
+  table.linear("head.head", config.out_channels * kPatchArea, dim, compute, head_,
+               {.stored = {}, .row_order = head_rows(config.out_channels)});
+}
+
+void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const Shape shape{text.dim(0), config_.dim};
+  const View wide = ctx.workspace().take(DType::kF32, shape);
+  const View embedded = ctx.workspace().take(compute_, shape);
+  text_embedding_.forward(ctx, text, wide);
+  convert(ctx, wide, embedded);
+  for (size_t n = 0; n < layers_.size(); ++n)
+    layers_[n].set_prompt(ctx, embedded, layers[n].prompt);
+}
+
+Level Transformer::level(Context& ctx, double timestep) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const int64_t dim = config_.dim;
+  const View sinusoid = ctx.workspace().take(DType::kF32, {1, config_.freq_dim});
+  const View e = ctx.workspace().take(DType::kF32, {1, dim});
+  const View e0 = ctx.workspace().take(DType::kF32, {1, kModulations * dim});
+  const View activated = ctx.workspace().take(DType::kF32, {1, dim});
+  time_sinusoid(timestep, sinusoid);
+  time_embedding_.forward(ctx, sinusoid, e);
+  silu(ctx, e, activated);
+  linear(ctx, activated, *time_projection_, Activation::kNone, e0);
+
+  Level level{Tensor(ctx.device(), DType::kF32, {config_.num_layers, kModulations, dim}),
+              Tensor(ctx.device(), DType::kF32, {2, dim})};
+  for (size_t n = 0; n < layers_.size(); ++n) {
+    const auto at = static_cast<int64_t>(n);
+    axpby(ctx, 1, layers_[n].modulation, 1, e0.reshape({1, kModulations, dim}),
+          level.layers.view().rows(at, at + 1));
+  }
+  const View head = head_modulation_.view().reshape({2, dim});
+  for (int64_t i = 0; i < 2; ++i)
+    axpby(ctx, 1, row(head, i), 1, e.reshape({dim}), row(level.head, i));
+  return level;
+}
+
+RopeTable Transformer::rope(Context& ctx, int64_t first_frame, int64_t num_frames, int64_t rows,
+                            int64_t columns) const {
+  const Shape shape{num_frames * rows * columns, config_.head_dim() / 2};
+  RopeTable table{Tensor(ctx.device(), DType::kF32, shape),
+                  Tensor(ctx.device(), DType::kF32, shape)};
+  auto* cos = table.cos.data<float>();
+  auto* sin = table.sin.data<float>();
+  const auto rotate = [&](int64_t position, int64_t pairs) {
+    for (int64_t i = 0; i < pairs; ++i) {
+      const double angle = static_cast<double>(position) *
+                           std::pow(kTheta, -static_cast<double>(i) / static_cast<double>(pairs));
+      *cos++ = static_cast<float>(std::cos(angle));
+      *sin++ = static_cast<float>(std::sin(angle));
+    }
+  };
+  for (int64_t frame = first_frame; frame < first_frame + num_frames; ++frame) {
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < columns; ++x) {
+        rotate(frame, config_.time_pairs());
+        rotate(y, config_.space_pairs());
+        rotate(x, config_.space_pairs());
+      }
+    }
+  }
+  return table;
+}
+
+void Transformer::embed(Context& ctx, View x, View tokens) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const int64_t num_frames = x.dim(0);
+  const View patches =
+      ctx.workspace().take(compute_, {tokens.dim(0), config_.in_channels * kPatchArea});
+  for (int64_t f = 0; f < num_frames; ++f)
+    patchify(ctx, frame_of(x, f), kPatch, frame_rows(patches, f, num_frames));
+  linear(ctx, patches, *patch_embedding_, Activation::kNone, tokens);
+}
+
+void Transformer::run_layers(Context& ctx, const Pass& pass, int64_t count,
+                             std::optional<ChunkPosition> commit, View tokens) const {
+  for (int64_t n = 0; n < count; ++n) {
+    FrameModulations frames;
+    const LayerPass layer_pass = make_layer_pass(pass, n, commit, tokens, frames);
+    layers_[static_cast<size_t>(n)].run(ctx, layer_pass, pass.layers[static_cast<size_t>(n)],
+                                        tokens);
+  }
+}
+
+LayerPass Transformer::make_layer_pass(const Pass& pass, int64_t layer,
+                                       std::optional<ChunkPosition> commit, View tokens,
+                                       FrameModulations& frames) const {
+  const size_t num_frames = pass.levels.size();
+  LONGTAKE_CHECK(num_frames <= frames.size(), num_frames, " frames");
+  for (size_t f = 0; f < num_frames; ++f)
+    frames[f] =
+        pass.levels[f]->layers.view().rows(layer, layer + 1).reshape({kModulations, config_.dim});
+  const int64_t frame_tokens = tokens.dim(0) / static_cast<int64_t>(num_frames);
+  return {.index = layer,
+          .modulation = std::span(frames).first(num_frames),
+          .rope = pass.rope,
+          .residual = residual_,
+          .unread_tokens = pass.unread_frames * frame_tokens,
+          .sparse = pass.sparse,
+          .prompt = pass.prompt,
+          .commit = commit,
+          .observer = pass.observer};
+}
+
+View Transformer::begin(Context& ctx, View x, const Pass& pass) const {
+  const auto num_frames = static_cast<int64_t>(pass.levels.size());
+  LONGTAKE_CHECK(x.dim(0) == num_frames && x.dim(1) == config_.in_channels &&
+                     x.dim(2) % kPatch == 0 && x.dim(3) % kPatch == 0,
+                 x.shape().to_string(), " for ", num_frames, " frames");
+  const int64_t frame_tokens = x.dim(2) / kPatch * (x.dim(3) / kPatch);
+  const View tokens = ctx.workspace().take(DType::kF32, {num_frames * frame_tokens, config_.dim});
+  embed(ctx, x, tokens);
+  for (LayerState& layer : pass.layers) layer.memory.cache->set_reading(ctx, pass.reading);
+  return tokens;
+}
+
+void Transformer::flow(Context& ctx, View x, const Pass& pass, View flow) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const View tokens = begin(ctx, x, pass);
+  run_layers(ctx, pass, config_.num_layers, std::nullopt, tokens);
+  const View h = ctx.workspace().take(compute_, tokens.shape());
+  const View patches =
+      ctx.workspace().take(DType::kF32, {tokens.dim(0), config_.out_channels * kPatchArea});
+  const int64_t num_frames = x.dim(0);
+  for (int64_t f = 0; f < num_frames; ++f) {
+    const View head = pass.levels[static_cast<size_t>(f)]->head;
+    layer_norm(ctx, frame_rows(tokens, f, num_frames), /*scale=*/row(head, 1),
+               /*shift=*/row(head, 0), kEps, /*scale_plus_one=*/true, frame_rows(h, f, num_frames));
+  }
+  linear(ctx, h, *head_, Activation::kNone, patches);
+  for (int64_t f = 0; f < num_frames; ++f)
+    unpatchify(ctx, frame_rows(patches, f, num_frames), kPatch, frame_of(flow, f));
+}
+
+void Transformer::commit(Context& ctx, View x, const Pass& pass, ChunkPosition position) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const View tokens = begin(ctx, x, pass);
+  const int64_t last = config_.num_layers - 1;
+  run_layers(ctx, pass, last, position, tokens);
+  FrameModulations frames;
+  layers_.back().commit(ctx, make_layer_pass(pass, last, position, tokens, frames),
+                        pass.layers.back(), tokens);
+}
+
+}  // namespace longtake::wan

@@ -1,0 +1,189 @@
+// A run of the official code on a small Wan transformer, replayed call by call from its own inputs.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "golden_support.h"
+#include "io/safetensors.h"
+#include "kv/time_rotation.h"
+#include "models/wan/schedule.h"
+#include "models/wan/transformer.h"
+#include "ops/rope.h"
+#include "runtime_support.h"
+
+namespace longtake::testing_support {
+
+// The tensor in f32, whatever its type in the file.
+inline Tensor read_golden_f32(const Checkpoint& file, const std::string& name) {
+  const StoredTensor* stored = file.find(name);
+  if (stored == nullptr) throw Error(file.path() + ": expected " + name + ", found no such tensor");
+  Tensor out(Device{}, DType::kF32, stored->shape);
+  read_tensor(*stored, out);
+  return out;
+}
+
+inline int32_t golden_int(const Checkpoint& file, const std::string& name, int64_t index) {
+  return read_golden(file, name).data<int32_t>()[index];
+}
+
+// Keys or values as rows [tokens, heads, channels], in the order they are read.
+struct Rows {
+  Tensor k, v;
+};
+
+inline Rows unpack(const KvView& view) {
+  int64_t tokens = 0;
+  for (const KvPage& page : view.heads[0]) tokens += page.num_keys;
+  const int64_t heads = view.num_heads();
+  const Shape shape{tokens, heads, view.head_dim};
+  Rows rows{Tensor(Device{}, DType::kF32, shape), Tensor(Device{}, DType::kF32, shape)};
+  for (int64_t head = 0; head < heads; ++head) {
+    int64_t token = 0;
+    for (const KvPage& page : view.heads[static_cast<size_t>(head)]) {
+      for (int64_t slot = 0; slot < page.num_keys; ++slot, ++token) {
+        const int64_t at = (token * heads + head) * view.head_dim;
+        read_token(page, view.dtype, view.head_dim, slot, rows.k.data<float>() + at,
+                   rows.v.data<float>() + at);
+      }
+    }
+  }
+  return rows;
+}
+
+// What each layer's self attention read, and the streams behind the layers.
+class ReadRecorder final : public PassObserver {
+ public:
+  void on_self_attention(int64_t layer, const AttentionRead& read) override {
+    rows[layer] = unpack(read.kv);
+  }
+
+  void on_layer(int64_t layer, View x) override { streams[layer] = clone(x); }
+
+  static Tensor clone(View x) {
+    Tensor out(Device{}, x.dtype(), x.shape());
+    std::copy_n(x.raw(), x.bytes(), out.view().raw());
+    return out;
+  }
+
+  std::map<int64_t, Rows> rows;
+  std::map<int64_t, Tensor> streams;
+};
+
+// The weight formula of the parity data, for tensors that are not stored.
+inline void fill_by_formula(const std::string& name, uint64_t seed, View out) {
+  constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
+  uint64_t key = 0xcbf29ce484222325ULL;
+  for (const char c : name) key = (key ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
+  key ^= seed * kGolden;
+  const std::string last = name.substr(name.rfind('.') + 1);
+  double offset = 0;
+  double scale =
+      std::sqrt(3.0 * static_cast<double>(out.dim(0)) / static_cast<double>(out.numel()));
+  if (last == "modulation") {
+    scale = 0.3;
+  } else if (last == "gamma" || (last == "weight" && out.shape().rank() == 1)) {
+    offset = 1;
+    scale = 0.25;
+  } else if (last == "bias") {
+    scale = 0.1;
+  }
+  for (int64_t i = 0; i < out.numel(); ++i) {
+    uint64_t z = key + (static_cast<uint64_t>(i) + 1) * kGolden;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+    z ^= z >> 31;
+    const double r = static_cast<double>(z >> 40) * 0x1p-23 - 1;
+    out.data<float>()[i] = static_cast<float>(offset + scale * r);
+  }
+}
+
+// "formula, seed 102" -> 102
+inline uint64_t formula_seed(const Checkpoint& golden) {
+  const std::string& text = golden.metadata().at("weights");
+  constexpr std::string_view kSeed = "seed ";
+  return std::stoull(text.substr(text.find(kSeed) + kSeed.size()));
+}
+
+// The small transformer of a parity file with its weights.
+class WanModel {
+ public:
+  WanModel(const std::string& file, DType compute, DType residual,
+           const std::string& lora = std::string())
+      : golden(golden_path(file + ".safetensors")) {
+    const auto sizes = nlohmann::json::parse(golden.metadata().at("config"));
+    num_heads = sizes.at("num_heads");
+    const int64_t dim = sizes.at("dim");
+    config = {.dim = dim,
+              .ffn_dim = sizes.at("ffn_dim"),
+              .num_heads = num_heads,
+              .num_layers = sizes.at("num_layers"),
+              .in_channels = 16,
+              .out_channels = 16,
+              .freq_dim = sizes.at("freq_dim"),
+              .text_dim = sizes.at("text_dim")};
+    height = sizes.at("latent_hw").at(0);
+    width = sizes.at("latent_hw").at(1);
+    std::optional<Checkpoint> adapter;
+    if (!lora.empty()) adapter.emplace(lora);
+    if (adapter) adapter->keep_group("generator_lora");
+    const Checkpoint weights = open_weights();
+    WeightTable table(weights, &ctx);
+    if (adapter) table.merge_lora(*adapter, 1);
+    transformer.emplace(config, compute, residual, table);
+    table.finish();
+  }
+
+  int64_t rows() const { return height / wan::kPatch; }
+
+  int64_t columns() const { return width / wan::kPatch; }
+
+  int64_t frame_tokens() const { return rows() * columns(); }
+
+  Context ctx{{}, 2};
+  Checkpoint golden;
+  wan::TransformerConfig config;
+  int64_t num_heads = 0, height = 0, width = 0;
+  std::optional<wan::Transformer> transformer;
+
+ private:
+  Checkpoint open_weights() {
+    const bool is_formula = golden.metadata().count("weights") != 0 &&
+                            golden.metadata().at("weights").starts_with("formula");
+    if (!is_formula) {
+      Checkpoint stored = Checkpoint(golden_path("dit.weights.safetensors"));
+      // The sizes that the engine reads off the weights are those of the run.
+      const auto found = wan::transformer_config(stored, config.head_dim());
+      EXPECT_EQ(found.num_layers, config.num_layers);
+      EXPECT_EQ(found.ffn_dim, config.ffn_dim);
+      EXPECT_EQ(found.num_heads, config.num_heads);
+      return stored;
+    }
+    const Checkpoint none;
+    WeightTable table(none, nullptr);
+    const wan::Transformer list(config, DType::kF32, DType::kF32, table);
+    std::vector<Tensor> tensors;
+    std::vector<NamedView> named;
+    for (const auto& [name, shape] : table.wanted()) {
+      tensors.emplace_back(Device{}, DType::kF32, shape);
+      fill_by_formula(name, formula_seed(golden), tensors.back());
+      named.push_back({name, tensors.back()});
+      const Tensor check = read_golden(golden, "check." + name);
+      for (int64_t i = 0; i < check.numel(); ++i)
+        EXPECT_EQ(check.data<float>()[i], tensors.back().data<float>()[i]) << name;
+    }
+    write_safetensors(scratch_ / "weights", named, {});
+    return Checkpoint(scratch_ / "weights");
+  }
+
+  ScratchFolder scratch_;
+};
+
+}  // namespace longtake::testing_support

@@ -1,0 +1,298 @@
+// The causal Wan transformer against the official code, call by call.
+#include <gtest/gtest.h>
+
+#include "golden_wan_support.h"
+#include "ops/rope.h"
+
+namespace longtake {
+namespace {
+
+using namespace testing_support;
+using wan::Transformer;
+
+class GoldenWan : public GoldenTest {};
+
+// "call07."
+std::string call_name(int64_t index) {
+  return str("call", index < 10 ? "0" : "", index, ".");
+}
+
+// Self-Forcing's rule of what a chunk reads: everything that fits `capacity` frames, its own
+// included; of what came before, the first `sink` frames and the most recent ones.
+CacheOptions self_forcing_cache(const WanModel& model, DType dtype, int64_t capacity, int64_t sink,
+                                int64_t chunk) {
+  CacheOptions options;
+  options.memory = "window";
+  options.sink_frames = sink;
+  options.window_frames = capacity - sink - chunk;
+  options.dtype = dtype;
+  options.num_heads = model.config.num_heads;
+  options.head_dim = model.config.head_dim();
+  options.tokens_per_frame = model.frame_tokens();
+  return options;
+}
+
+// Replays every call of a Self-Forcing run from its stored input.
+class Replay {
+ public:
+  Replay(WanModel& model, DType dtype, const Bound& bound) : model_(model), bound_(bound) {
+    const auto run = nlohmann::json::parse(golden().metadata().at("run"));
+    constexpr int64_t kReleased = 21;  // frames of attention in the released models
+    const int64_t capacity = run.value("local", run.value("cap", kReleased));
+    const auto cache =
+        self_forcing_cache(model, dtype, capacity, run.value("sink", 0), run.value("nfpb", 3));
+    layers_.resize(static_cast<size_t>(model.config.num_layers));
+    for (LayerState& layer : layers_) layer.memory.cache = make_cache(model.ctx, cache);
+    transformer().set_text(model.ctx, read_golden_f32(golden(), "text"), layers_);
+  }
+
+  int64_t run_all() {
+    int64_t count = 0;
+    while (golden().find(call_name(count) + "meta") != nullptr) run_call(count++);
+    return count;
+  }
+
+  void run_call(int64_t index) {
+    const std::string at = call_name(index);
+    SCOPED_TRACE(at);
+    const int64_t first_frame = golden_int(golden(), at + "meta", 0);
+    if (index > 0) keep_keys_of(index - 1, first_frame);
+    const Tensor x = read_golden_f32(golden(), at + "x");
+    const int64_t num_frames = x.dim(0);
+    const auto levels = levels_of(index, num_frames);
+    const RopeTable rope =
+        transformer().rope(model_.ctx, first_frame, num_frames, model_.rows(), model_.columns());
+    ReadRecorder recorder;
+    const wan::Pass pass{
+        .levels = levels, .rope = rope, .layers = layers_, .reading = {}, .observer = &recorder};
+    const Tensor flow(Device{}, DType::kF32, x.shape());
+    transformer().flow(model_.ctx, x, pass, flow);
+    if (golden().find(at + "flow") != nullptr)
+      expect_near("flow", read_golden_f32(golden(), at + "flow"), flow, bound_);
+    if (golden().find(at + "x0") != nullptr) {
+      const Tensor x0(Device{}, DType::kF32, x.shape());
+      schedule_.to_clean(timestep_, x, flow, x0);
+      expect_near("x0", read_golden_f32(golden(), at + "x0"), x0, bound_);
+    }
+    check_reads(index, first_frame, num_frames, recorder);
+    check_inner(index, recorder);
+  }
+
+ private:
+  const Checkpoint& golden() const { return model_.golden; }
+
+  const Transformer& transformer() const { return *model_.transformer; }
+
+  std::vector<const wan::Level*> levels_of(int64_t index, int64_t num_frames) {
+    const Tensor t = read_golden(golden(), call_name(index) + "t");
+    std::vector<const wan::Level*> out;
+    for (int64_t f = 0; f < num_frames; ++f) {
+      timestep_ = t.data<float>()[std::min(f, t.dim(0) - 1)];
+      auto [level, is_new] = levels_.try_emplace(timestep_);
+      if (is_new) level->second = transformer().level(model_.ctx, timestep_);
+      out.push_back(&level->second);
+    }
+    return out;
+  }
+
+  // A call's keys stay when the next one is about other frames.
+  void keep_keys_of(int64_t index, int64_t next_frame) {
+    const int64_t first_frame = golden_int(golden(), call_name(index) + "meta", 0);
+    if (first_frame == next_frame) return;
+    const Tensor x = read_golden_f32(golden(), call_name(index) + "x");
+    const auto levels = levels_of(index, x.dim(0));
+    const RopeTable rope =
+        transformer().rope(model_.ctx, first_frame, x.dim(0), model_.rows(), model_.columns());
+    transformer().commit(model_.ctx, x,
+                         {.levels = levels, .rope = rope, .layers = layers_, .reading = {}},
+                         {first_frame, x.dim(0)});
+  }
+
+  // The keys read are those that the official code read: same frames, same order, same values.
+  void check_reads(int64_t index, int64_t first_frame, int64_t num_frames,
+                   const ReadRecorder& recorder) {
+    const std::string at = call_name(index);
+    const Rows& rows = recorder.rows.at(0);
+    const int64_t tokens = model_.frame_tokens();
+    const int64_t total = rows.k.dim(0) / tokens;
+    for (int64_t f = 0; f < num_frames; ++f) {
+      const int64_t own = (total - num_frames + f) * tokens;
+      keys_[{index, first_frame + f}] = ReadRecorder::clone(rows.k.view().rows(own, own + tokens));
+    }
+    const StoredTensor* visible = golden().find(at + "visible");
+    if (visible != nullptr) {
+      ASSERT_EQ(visible->shape[0], total);
+      for (int64_t f = 0; f < total; ++f) {
+        const int32_t writer = golden_int(golden(), at + "visible", 3 * f);
+        const int32_t frame = golden_int(golden(), at + "visible", 3 * f + 1);
+        const auto written = keys_.find({writer, frame});
+        ASSERT_NE(written, keys_.end()) << "frame " << frame << " of call " << writer;
+        expect_near(str("key ", f, ", frame ", frame, " of call ", writer), written->second,
+                    rows.k.view().rows(f * tokens, (f + 1) * tokens), {1e-6, 1e-6});
+      }
+    }
+    for (const auto& [layer, read] : recorder.rows) {
+      std::string cache = str(at, "cache.", layer, ".");
+      const bool is_last = golden().find(call_name(index + 1) + "meta") == nullptr;
+      if (golden().find(cache + "k") == nullptr && is_last) cache = str("cache.", layer, ".");
+      if (golden().find(cache + "k") == nullptr) continue;
+      expect_near(cache + "k", read_golden_f32(golden(), cache + "k"), read.k, bound_);
+      expect_near(cache + "v", read_golden_f32(golden(), cache + "v"), read.v, bound_);
+    }
+  }
+
+  void check_inner(int64_t index, const ReadRecorder& recorder) {
+    for (const auto& [layer, stream] : recorder.streams) {
+      const std::string name = str("call", index, ".inner.block", layer, ".out");
+      if (golden().find(name) == nullptr) continue;
+      const Tensor expected = read_golden_f32(golden(), name);
+      expect_near(name, expected.view().reshape(stream.shape()), stream, bound_);
+    }
+  }
+
+  WanModel& model_;
+  Bound bound_;
+  wan::Schedule schedule_;
+  std::vector<LayerState> layers_;
+  std::map<float, wan::Level> levels_;
+  float timestep_ = 0;                                  // of the newest frame of the latest call
+  std::map<std::pair<int64_t, int64_t>, Tensor> keys_;  // of layer 0, by call and frame
+};
+
+TEST_F(GoldenWan, SelfForcingCallsF32) {
+  for (const char* file :
+       {"sf_rollout", "sf_loop", "sf_init", "sf_evict_sink0", "sf_evict_sink2"}) {
+    SCOPED_TRACE(file);
+    WanModel model(file, DType::kF32, DType::kF32);
+    Replay replay(model, DType::kF32, kCallF32);
+    EXPECT_GT(replay.run_all(), 0);
+    print_tally(file);
+  }
+}
+
+TEST_F(GoldenWan, SelfForcingCallsBF16) {
+  if (!bf16_products_supported()) GTEST_SKIP() << "no bf16 products on this machine";
+
+  struct Case {
+    const char* file;
+    DType residual;
+    Bound bound;
+  };
+
+  for (const Case& c : {Case{"sf_rollout_bf16", DType::kBF16, kCallBF16},
+                        Case{"sf_rollout", DType::kF32, kResidualF32}}) {
+    SCOPED_TRACE(c.file);
+    WanModel model(c.file, DType::kBF16, c.residual);
+    Replay replay(model, DType::kBF16, c.bound);
+    EXPECT_GT(replay.run_all(), 0);
+    print_tally(c.file);
+  }
+}
+
+// Heads of 128 channels, and a timestep of its own for every frame of a call.
+TEST_F(GoldenWan, LargeHeadsAndATimestepPerFrame) {
+  WanModel model("dit_hd128", DType::kF32, DType::kF32);
+  Replay replay(model, DType::kF32, kCallF32);
+  EXPECT_GT(replay.run_all(), 0);
+  print_tally("dit_hd128");
+}
+
+// One call of two that differ in the adapter.
+Tensor flow_with(const std::string& lora) {
+  WanModel model("lora", DType::kF32, DType::kF32, lora);
+  const Tensor x = read_golden(model.golden, "x");
+  const Tensor t = read_golden(model.golden, "t");
+  std::vector<LayerState> layers(static_cast<size_t>(model.config.num_layers));
+  for (LayerState& layer : layers)
+    layer.memory.cache =
+        make_cache(model.ctx, self_forcing_cache(model, DType::kF32, x.dim(0) + 1, 0, x.dim(0)));
+  model.transformer->set_text(model.ctx, read_golden(model.golden, "text"), layers);
+  std::vector<wan::Level> levels;
+  std::vector<const wan::Level*> level_of_frame;
+  for (int64_t f = 0; f < x.dim(0); ++f)
+    levels.push_back(model.transformer->level(model.ctx, t.data<float>()[f]));
+  for (const wan::Level& level : levels) level_of_frame.push_back(&level);
+  const RopeTable rope =
+      model.transformer->rope(model.ctx, 0, x.dim(0), model.rows(), model.columns());
+  Tensor flow(Device{}, DType::kF32, x.shape());
+  model.transformer->flow(model.ctx, x,
+                          {.levels = level_of_frame, .rope = rope, .layers = layers, .reading = {}},
+                          flow);
+  return flow;
+}
+
+TEST_F(GoldenWan, LowRankUpdatesAreMerged) {
+  const Checkpoint golden(golden_path("lora.safetensors"));
+  expect_near("with", read_golden(golden, "flow"), flow_with(golden_path("lora.pt")), kCallF32);
+  expect_near("without", read_golden(golden, "flow_without_lora"), flow_with(""), kCallF32);
+  print_tally("lora");
+}
+
+TEST_F(GoldenWan, ScheduleIsExact) {
+  const Checkpoint golden(golden_path("scheduler.safetensors"));
+  const auto lists = nlohmann::json::parse(golden.metadata().at("lists"));
+  for (const float shift : {5.0F, 8.0F}) {
+    const wan::Schedule schedule(shift);
+    const std::string at = str("shift", shift, ".");
+    const auto expect_table = [&](const std::string& name, std::span<const float> found) {
+      const Tensor expected = read_golden(golden, at + name);
+      ASSERT_EQ(expected.numel(), static_cast<int64_t>(found.size())) << name;
+      for (size_t i = 0; i < found.size(); ++i)
+        EXPECT_FLOAT_EQ(expected.data<float>()[i], found[i]) << at << name << " " << i;
+    };
+    expect_table("sigmas", schedule.sigmas());
+    expect_table("timesteps", schedule.timesteps());
+    for (const auto& [name, list] : lists.items())
+      expect_table("warped." + name, schedule.warp(list.get<std::vector<int64_t>>()));
+    const Tensor t = read_golden(golden, "query.t");
+    const Tensor index = read_golden(golden, at + "query.index_f64");
+    const Tensor x0 = read_golden(golden, "x0");
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      const float timestep = t.data<float>()[i];
+      EXPECT_EQ(schedule.sigma(timestep),
+                schedule.sigmas()[static_cast<size_t>(index.data<int32_t>()[i])])
+          << timestep;
+      const auto part = [&](const std::string& name) {
+        return ReadRecorder::clone(read_golden(golden, name).view().rows(i, i + 1));
+      };
+      const Tensor found(Device{}, DType::kF32, part("x0").shape());
+      schedule.add_noise(timestep, part("x0"), part("eps"), found);
+      expect_near("add_noise", part(at + "add_noise.f32"), found, {1e-6, 1e-6});
+      schedule.to_clean(timestep, part("xt"), part("v"), found);
+      expect_near("to_clean", part(at + "flow_to_x0.f32"), found, {1e-6, 1e-6});
+    }
+  }
+  print_tally("scheduler");
+}
+
+// rope.hd128.f2h2w3s0: two frames of 2 x 3 tokens from frame 0 on.
+TEST_F(GoldenWan, RotationIsThatOfTheOfficialTables) {
+  const Checkpoint golden(golden_path("scheduler.safetensors"));
+  int count = 0;
+  for (const StoredTensor& stored : golden.tensors()) {
+    int head_dim = 0, frames = 0, rows = 0, columns = 0, start = 0, end = 0;
+    if (std::sscanf(stored.name.c_str(), "rope.hd%d.f%dh%dw%ds%d.in%n", &head_dim, &frames, &rows,
+                    &columns, &start, &end) != 5 ||
+        end != static_cast<int>(stored.name.size()) || head_dim % 16 != 0)
+      continue;
+    const Tensor x = read_golden(golden, stored.name);
+    wan::TransformerConfig config;
+    config.num_heads = x.dim(1);
+    config.dim = x.dim(1) * head_dim;
+    const Checkpoint none;
+    WeightTable table(none, nullptr);
+    const Transformer transformer(config, DType::kF32, DType::kF32, table);
+    Context ctx({}, 1);
+    const RopeTable turns = transformer.rope(ctx, start, frames, rows, columns);
+    const Tensor out(Device{}, DType::kF32, x.shape());
+    rope(ctx, x, turns.cos, turns.sin, out);
+    const std::string name = stored.name.substr(0, stored.name.size() - 2) + "out";
+    expect_near(name, read_golden(golden, name), out, {1e-5, 1e-6});
+    ++count;
+  }
+  EXPECT_GT(count, 0);
+  print_tally("rope");
+}
+
+}  // namespace
+}  // namespace longtake
