@@ -162,6 +162,10 @@ TEST_F(Cli, Inspects) {
     EXPECT_NE(model.out.find(part), std::string::npos) << part;
   const Result weights = run({"inspect", std::string(kTinyModel) + "/model.safetensors"});
   EXPECT_NE(weights.out.find("model.safetensors: safetensors"), std::string::npos) << weights.out;
+  const Result torch = run({"inspect", "fuzz/corpus/torch_file/training"});
+  EXPECT_NE(torch.out.find("training: PyTorch checkpoint"), std::string::npos) << torch.out;
+  EXPECT_NE(torch.out.find("generator_ema: model._fsdp_wrapped_module.w"), std::string::npos)
+      << torch.out;
   expect_failure({"inspect", scratch_ / "nothing"}, 3, "No such file");
 }
 

@@ -1,7 +1,7 @@
 # The files that DESIGN.md and README.md name exist. Run: cmake -P tests/docs_test.cmake
 get_filename_component(root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
 set(missing "")
-foreach(page DESIGN.md README.md CONTRIBUTING.md models/world/README.md)
+foreach(page DESIGN.md README.md CONTRIBUTING.md docs/backbones.md models/world/README.md)
   file(READ "${root}/${page}" text)
   string(REGEX MATCHALL "`(src|apps|docs|scripts|tests|training|bench|models)/[A-Za-z0-9_/.-]+`" names "${text}")
   list(LENGTH names count)

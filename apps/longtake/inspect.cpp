@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cctype>
 #include <filesystem>
 #include <map>
@@ -11,6 +12,8 @@
 #include "base/error.h"
 #include "io/checkpoint.h"
 #include "io/json.h"
+#include "models/wan/checkpoint.h"
+#include "models/wan/transformer.h"
 #include "models/world/model.h"
 #include "pipeline/session.h"
 #include "progress.h"
@@ -79,6 +82,16 @@ void print_state(const Checkpoint& file) {
   print_tensors(file.tensors());
 }
 
+// Prints at most a screenful of them.
+void print_problems(const std::vector<std::string>& problems) {
+  constexpr size_t kMost = 20;
+  for (size_t i = 0; i < std::min(problems.size(), kMost); ++i)
+    fmt::print("  differs: {}\n", problems[i]);
+  if (problems.size() > kMost) fmt::print("  and {} more\n", problems.size() - kMost);
+  fmt::print("{}\n", problems.empty() ? "complete: every tensor is there and none is surplus"
+                                      : str("incomplete: ", problems.size(), " tensors differ"));
+}
+
 void print_model(const std::string& folder) {
   const world::Config config = world::read_config(folder);
   const Checkpoint file(folder + "/" + world::kWeightsFile);
@@ -98,10 +111,27 @@ void print_model(const std::string& folder) {
              config.sampler.type == world::SamplerType::kOde ? "ode" : "renoise",
              config.sampler.num_steps, config.sampler.shift);
   print_tensors(file.tensors());
-  const auto problems = world::check_weights(config, file);
-  for (const std::string& problem : problems) fmt::print("  differs: {}\n", problem);
-  fmt::print("{}\n", problems.empty() ? "complete: every tensor is there and none is surplus"
-                                      : str("incomplete: ", problems.size(), " tensors differ"));
+  print_problems(world::check_weights(config, file));
+}
+
+// A Wan transformer under any of the names that its makers give its tensors.
+bool is_wan(const Checkpoint& file) {
+  return std::any_of(file.tensors().begin(), file.tensors().end(), [](const StoredTensor& tensor) {
+    return wan::original_name(tensor.name) == "patch_embedding.weight";
+  });
+}
+
+void print_wan(const Checkpoint& file) {
+  std::string groups;
+  for (const std::string& group : file.groups())
+    groups += (groups.empty() ? "" : ", ") + (group.empty() ? "the file itself" : group);
+  fmt::print("a Wan 2.1 transformer, weights under: {}\n", printable(groups));
+  const Checkpoint generator = wan::open_generator(file.path());
+  const wan::TransformerConfig c = wan::transformer_config(generator);
+  fmt::print("  dim {}, {} layers, {} heads x {}, ffn {}, {} -> {} channels, text {}\n", c.dim,
+             c.num_layers, c.num_heads, c.head_dim(), c.ffn_dim, c.in_channels, c.out_channels,
+             c.text_dim);
+  print_problems(wan::check_weights(c, generator));
 }
 
 }  // namespace
@@ -121,6 +151,7 @@ void inspect(const InspectFlags& flags) {
   for (const auto& [key, value] : file.metadata())
     fmt::print("  {}: {}\n", printable(key), printable(value));
   print_tensors(file.tensors());
+  if (is_wan(file)) print_wan(file);
 }
 
 }  // namespace longtake::cli

@@ -41,6 +41,12 @@ View frame_of(View frames, int64_t index) {
 
 }  // namespace
 
+std::vector<std::string> check_weights(const TransformerConfig& config, const Checkpoint& file) {
+  WeightTable table(file, nullptr);
+  Transformer(config, DType::kF32, DType::kF32, table);
+  return table.problems();
+}
+
 Transformer::Transformer(const TransformerConfig& config, DType compute, DType residual,
                          WeightTable& table)
     : config_(config), compute_(compute), residual_(residual) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "device/context.h"
@@ -36,6 +37,10 @@ struct Pass {
   PromptReading prompt = PromptReading::kAll;
   PassObserver* observer = nullptr;
 };
+
+// One line for every missing, surplus or mis-shaped tensor of a generator (original names); nothing
+// is loaded.
+std::vector<std::string> check_weights(const TransformerConfig& config, const Checkpoint& file);
 
 class Transformer {
  public:
