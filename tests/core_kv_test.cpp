@@ -197,6 +197,7 @@ TEST_P(Cache, ASinkMovesToJustBeforeTheWindow) {
     const KvPages expected(ctx_, turned, v);
     cache->set_reading(ctx_, {.sink = HistoryReading::Sink::kBeforeWindow,
                               .window_frames = window,
+                              .next_frame = 9,
                               .time_pairs = kPairs,
                               .time_theta = kTheta});
     const KvView view = cache->view();

@@ -147,6 +147,13 @@ class WanModel {
 
   int64_t frame_tokens() const { return rows() * columns(); }
 
+  // Of num_frames frames from first_frame on.
+  RopeTable rope(int64_t first_frame, int64_t num_frames) {
+    RopeTable table = transformer->make_rope(ctx, num_frames * frame_tokens());
+    transformer->set_rope(first_frame, rows(), columns(), table);
+    return table;
+  }
+
   Context ctx{{}, 2};
   Checkpoint golden;
   wan::TransformerConfig config;

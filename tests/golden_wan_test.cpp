@@ -3,6 +3,7 @@
 
 #include "golden_wan_support.h"
 #include "ops/rope.h"
+#include "pipeline/wan_rollout.h"
 
 namespace longtake {
 namespace {
@@ -60,8 +61,7 @@ class Replay {
     const Tensor x = read_golden_f32(golden(), at + "x");
     const int64_t num_frames = x.dim(0);
     const auto levels = levels_of(index, num_frames);
-    const RopeTable rope =
-        transformer().rope(model_.ctx, first_frame, num_frames, model_.rows(), model_.columns());
+    const RopeTable rope = model_.rope(first_frame, num_frames);
     ReadRecorder recorder;
     const wan::Pass pass{
         .levels = levels, .rope = rope, .layers = layers_, .reading = {}, .observer = &recorder};
@@ -101,8 +101,7 @@ class Replay {
     if (first_frame == next_frame) return;
     const Tensor x = read_golden_f32(golden(), call_name(index) + "x");
     const auto levels = levels_of(index, x.dim(0));
-    const RopeTable rope =
-        transformer().rope(model_.ctx, first_frame, x.dim(0), model_.rows(), model_.columns());
+    const RopeTable rope = model_.rope(first_frame, x.dim(0));
     transformer().commit(model_.ctx, x,
                          {.levels = levels, .rope = rope, .layers = layers_, .reading = {}},
                          {first_frame, x.dim(0)});
@@ -197,6 +196,52 @@ TEST_F(GoldenWan, LargeHeadsAndATimestepPerFrame) {
   print_tally("dit_hd128");
 }
 
+// Stored noise: re-noise draws are numbered through a run, step after step of chunk after chunk.
+NoiseSource stored_noise(const Checkpoint& golden, int64_t chunk_frames, int64_t num_steps,
+                         int64_t first_frame = 0) {
+  return [=, &golden](const NoiseDraw& draw, View out) {
+    const int64_t frame = draw.first_frame - first_frame;
+    const int64_t index = frame / chunk_frames * (num_steps - 1) + draw.step - 1;
+    const Tensor stored = read_golden(golden, draw.step == 0 ? "noise" : str("renoise.", index));
+    const View part = draw.step == 0 ? stored.view().rows(frame, frame + out.dim(0)) : stored;
+    std::copy_n(part.data<float>(), out.numel(), out.data<float>());
+  };
+}
+
+TEST_F(GoldenWan, SelfForcingLoops) {
+  for (const char* file :
+       {"sf_rollout", "sf_loop", "sf_init", "sf_evict_sink0", "sf_evict_sink2"}) {
+    SCOPED_TRACE(file);
+    WanModel model(file, DType::kF32, DType::kF32);
+    const auto run = nlohmann::json::parse(model.golden.metadata().at("run"));
+    WanOptions options = self_forcing_options();
+    options.steps = run.at("steps").get<std::vector<int64_t>>();
+    options.shift = run.at("shift");
+    options.chunk_frames = run.at("nfpb").is_null() ? 3 : run.at("nfpb").get<int64_t>();
+    options.context_frames = run.value("local", run.value("cap", options.context_frames));
+    options.sink_frames = run.value("sink", 0);
+    options.height = model.height;
+    options.width = model.width;
+    const Tensor text = read_golden(model.golden, "text");
+    const Tensor expected = read_golden(model.golden, "latents");
+    ChunkRollout rollout(model.ctx, *model.transformer, text, options);
+    const Tensor found(Device{}, DType::kF32, expected.shape());
+    int64_t begin = 0;
+    if (model.golden.find("initial_latent") != nullptr) {
+      const Tensor initial = read_golden(model.golden, "initial_latent");
+      rollout.remember(model.ctx, initial);
+      begin = rollout.num_frames();
+      std::copy_n(initial.data<float>(), initial.numel(), found.data<float>());
+    }
+    const auto noise = stored_noise(model.golden, options.chunk_frames,
+                                    static_cast<int64_t>(options.steps.size()), begin);
+    for (int64_t f = begin; f < expected.dim(0); f += options.chunk_frames)
+      rollout.next_chunk(model.ctx, noise, found.view().rows(f, f + options.chunk_frames));
+    expect_near("latents", expected, found, kLoopF32);
+    print_tally(file);
+  }
+}
+
 // One call of two that differ in the adapter.
 Tensor flow_with(const std::string& lora) {
   WanModel model("lora", DType::kF32, DType::kF32, lora);
@@ -212,8 +257,7 @@ Tensor flow_with(const std::string& lora) {
   for (int64_t f = 0; f < x.dim(0); ++f)
     levels.push_back(model.transformer->level(model.ctx, t.data<float>()[f]));
   for (const wan::Level& level : levels) level_of_frame.push_back(&level);
-  const RopeTable rope =
-      model.transformer->rope(model.ctx, 0, x.dim(0), model.rows(), model.columns());
+  const RopeTable rope = model.rope(0, x.dim(0));
   Tensor flow(Device{}, DType::kF32, x.shape());
   model.transformer->flow(model.ctx, x,
                           {.levels = level_of_frame, .rope = rope, .layers = layers, .reading = {}},
@@ -283,7 +327,8 @@ TEST_F(GoldenWan, RotationIsThatOfTheOfficialTables) {
     WeightTable table(none, nullptr);
     const Transformer transformer(config, DType::kF32, DType::kF32, table);
     Context ctx({}, 1);
-    const RopeTable turns = transformer.rope(ctx, start, frames, rows, columns);
+    RopeTable turns = transformer.make_rope(ctx, x.dim(0));
+    transformer.set_rope(start, rows, columns, turns);
     const Tensor out(Device{}, DType::kF32, x.shape());
     rope(ctx, x, turns.cos, turns.sin, out);
     const std::string name = stored.name.substr(0, stored.name.size() - 2) + "out";

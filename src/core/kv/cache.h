@@ -34,7 +34,10 @@ struct HistoryReading {
 
   Sink sink = Sink::kInPlace;
   int64_t window_frames = std::numeric_limits<int64_t>::max();  // most recent ones behind the sink
-  int64_t time_pairs = 0;  // temporal rotation of the keys, for kBeforeWindow
+  // For kBeforeWindow: the first frame of the chunk in work, which follows the window, and the
+  // temporal rotation of the keys.
+  int64_t next_frame = 0;
+  int64_t time_pairs = 0;
   double time_theta = 10000;
 
   bool is_everything() const {

@@ -42,7 +42,6 @@ class WindowCache final : public KvCache {
     reading_ = {};
     if (num_frames() == 0) first_frame_ = position.first_frame;
     if (num_frames() < options_.sink_frames) moved_by_ = 0;
-    next_frame_ = position.first_frame + position.num_frames;
     for (int64_t frame = 0; frame < position.num_frames; ++frame) {
       if (num_frames() == options_.sink_frames + options_.window_frames)
         erase(options_.sink_frames * pages_per_frame_,
@@ -67,7 +66,7 @@ class WindowCache final : public KvCache {
     drop_current();
     reading_ = reading;
     if (reading.sink != HistoryReading::Sink::kBeforeWindow) return;
-    const int64_t first_read = next_frame_ - num_window_frames_read();
+    const int64_t first_read = reading.next_frame - num_window_frames_read();
     const int64_t moved_by = first_read - num_sink_frames() - first_frame_;
     if (moved_by != moved_by_) move_sink(ctx, moved_by);
   }
@@ -101,13 +100,12 @@ class WindowCache final : public KvCache {
   }
 
  protected:
-  std::vector<int64_t> policy_state() const override { return {first_frame_, next_frame_}; }
+  std::vector<int64_t> policy_state() const override { return {first_frame_}; }
 
   // The pages say the rest, if there are not too many of them.
   bool set_policy_state(const std::vector<int64_t>& state) override {
-    if (state.size() != 2) return false;
+    if (state.size() != 1) return false;
     first_frame_ = state[0];
-    next_frame_ = state[1];
     const auto same = [this](const PageList& list) { return list.size() == pages_[0].size(); };
     return std::all_of(pages_.begin(), pages_.end(), same) &&
            num_history_pages(0) % pages_per_frame_ == 0 &&
@@ -152,7 +150,6 @@ class WindowCache final : public KvCache {
 
   int64_t pages_per_frame_;
   int64_t first_frame_ = 0;  // of the sink
-  int64_t next_frame_ = 0;   // one past the newest
   HistoryReading reading_;
   mutable std::vector<PageList> shown_;  // per head, what view() shows of a limited reading
   std::vector<PageList> moved_sink_;     // per head

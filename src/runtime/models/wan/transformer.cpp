@@ -103,13 +103,16 @@ Level Transformer::level(Context& ctx, double timestep) const {
   return level;
 }
 
-RopeTable Transformer::rope(Context& ctx, int64_t first_frame, int64_t num_frames, int64_t rows,
-                            int64_t columns) const {
-  const Shape shape{num_frames * rows * columns, config_.head_dim() / 2};
-  RopeTable table{Tensor(ctx.device(), DType::kF32, shape),
-                  Tensor(ctx.device(), DType::kF32, shape)};
-  auto* cos = table.cos.data<float>();
-  auto* sin = table.sin.data<float>();
+RopeTable Transformer::make_rope(Context& ctx, int64_t tokens) const {
+  const Shape shape{tokens, config_.head_dim() / 2};
+  return {Tensor(ctx.device(), DType::kF32, shape), Tensor(ctx.device(), DType::kF32, shape)};
+}
+
+void Transformer::set_rope(int64_t first_frame, int64_t rows, int64_t columns,
+                           RopeTable& rope) const {
+  auto* cos = rope.cos.data<float>();
+  auto* sin = rope.sin.data<float>();
+  const int64_t num_frames = rope.cos.dim(0) / (rows * columns);
   const auto rotate = [&](int64_t position, int64_t pairs) {
     for (int64_t i = 0; i < pairs; ++i) {
       const double angle = static_cast<double>(position) *
@@ -127,7 +130,6 @@ RopeTable Transformer::rope(Context& ctx, int64_t first_frame, int64_t num_frame
       }
     }
   }
-  return table;
 }
 
 void Transformer::embed(Context& ctx, View x, View tokens) const {
