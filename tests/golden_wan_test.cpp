@@ -33,6 +33,39 @@ CacheOptions self_forcing_cache(const WanModel& model, DType dtype, int64_t capa
   return options;
 }
 
+// Keys [S, heads, channels] of layer 0, by the call that made them and their frame.
+using KeysByCall = std::map<std::pair<int64_t, int64_t>, Tensor>;
+
+// The frames that a call read, in order, are those that the official code read, each as the same
+// call made it and as far away in time. `keys` are all that layer 0 read, the chunk's own last, and
+// `known` learns those; first_frame is that of the queries.
+void check_visible(WanModel& model, int64_t call, int64_t first_frame, View keys,
+                   KeysByCall& known) {
+  const std::string at = call_name(call);
+  if (model.golden.find(at + "visible") == nullptr) return;
+  const Tensor visible =
+      read_golden(model.golden, at + "visible");  // [n, 3]: call, frame, position
+  const int64_t tokens = model.frame_tokens();
+  ASSERT_EQ(visible.dim(0) * tokens, keys.dim(0));
+  const auto* entry = visible.data<int32_t>();
+  const int64_t query_position = golden_int(model.golden, at + "qpos", 0);
+  for (int64_t f = 0; f < visible.dim(0); ++f, entry += 3) {
+    const View found = keys.rows(f * tokens, (f + 1) * tokens);
+    if (entry[0] == call) known[{call, entry[1]}] = ReadRecorder::clone(found);
+    const auto made = known.find({entry[0], entry[1]});
+    ASSERT_NE(made, known.end()) << "frame " << entry[1] << " of call " << entry[0];
+    // A key is read `position - query_position` frames from the queries.
+    const int64_t moved_by = entry[2] - query_position + first_frame - entry[1];
+    const Tensor expected = ReadRecorder::clone(made->second);
+    const TimeRotation rotation(model.config.time_pairs(), wan::kTheta, moved_by);
+    const int64_t head_dim = model.config.head_dim();
+    for (int64_t i = 0; i < expected.numel(); i += head_dim)
+      rotation.apply(expected.data<float>() + i);
+    expect_near(str("read ", f, ", frame ", entry[1], " of call ", entry[0]), expected, found,
+                {1e-5, 1e-6});
+  }
+}
+
 // Replays every call of a Self-Forcing run from its stored input.
 class Replay {
  public:
@@ -74,7 +107,7 @@ class Replay {
       schedule_.to_clean(timestep_, x, flow, x0);
       expect_near("x0", read_golden_f32(golden(), at + "x0"), x0, bound_);
     }
-    check_reads(index, first_frame, num_frames, recorder);
+    check_reads(index, first_frame, recorder);
     check_inner(index, recorder);
   }
 
@@ -108,28 +141,10 @@ class Replay {
   }
 
   // The keys read are those that the official code read: same frames, same order, same values.
-  void check_reads(int64_t index, int64_t first_frame, int64_t num_frames,
-                   const ReadRecorder& recorder) {
+  void check_reads(int64_t index, int64_t first_frame, const ReadRecorder& recorder) {
     const std::string at = call_name(index);
     const Rows& rows = recorder.rows.at(0);
-    const int64_t tokens = model_.frame_tokens();
-    const int64_t total = rows.k.dim(0) / tokens;
-    for (int64_t f = 0; f < num_frames; ++f) {
-      const int64_t own = (total - num_frames + f) * tokens;
-      keys_[{index, first_frame + f}] = ReadRecorder::clone(rows.k.view().rows(own, own + tokens));
-    }
-    const StoredTensor* visible = golden().find(at + "visible");
-    if (visible != nullptr) {
-      ASSERT_EQ(visible->shape[0], total);
-      for (int64_t f = 0; f < total; ++f) {
-        const int32_t writer = golden_int(golden(), at + "visible", 3 * f);
-        const int32_t frame = golden_int(golden(), at + "visible", 3 * f + 1);
-        const auto written = keys_.find({writer, frame});
-        ASSERT_NE(written, keys_.end()) << "frame " << frame << " of call " << writer;
-        expect_near(str("key ", f, ", frame ", frame, " of call ", writer), written->second,
-                    rows.k.view().rows(f * tokens, (f + 1) * tokens), {1e-6, 1e-6});
-      }
-    }
+    check_visible(model_, index, first_frame, rows.k, keys_);
     for (const auto& [layer, read] : recorder.rows) {
       std::string cache = str(at, "cache.", layer, ".");
       const bool is_last = golden().find(call_name(index + 1) + "meta") == nullptr;
@@ -154,8 +169,8 @@ class Replay {
   wan::Schedule schedule_;
   std::vector<LayerState> layers_;
   std::map<float, wan::Level> levels_;
-  float timestep_ = 0;                                  // of the newest frame of the latest call
-  std::map<std::pair<int64_t, int64_t>, Tensor> keys_;  // of layer 0, by call and frame
+  float timestep_ = 0;  // of the newest frame of the latest call
+  KeysByCall keys_;
 };
 
 TEST_F(GoldenWan, SelfForcingCallsF32) {
@@ -240,6 +255,149 @@ TEST_F(GoldenWan, SelfForcingLoops) {
     expect_near("latents", expected, found, kLoopF32);
     print_tally(file);
   }
+}
+
+// What layer 0 read, pass after pass.
+class ReadLog final : public PassObserver {
+ public:
+  void on_self_attention(int64_t layer, const AttentionRead& read) override {
+    if (layer == 0) passes.push_back(unpack(read.kv));
+  }
+
+  std::vector<Rows> passes;
+};
+
+// Keys of one frame without their rotation.
+Tensor without_rotation(WanModel& model, View keys, int64_t frame) {
+  const RopeTable turns = model.rope(frame, 1);
+  for (int64_t i = 0; i < turns.sin.numel(); ++i) turns.sin.data<float>()[i] *= -1;
+  Tensor out(Device{}, DType::kF32, keys.shape());
+  rope(model.ctx, keys, turns.cos, turns.sin, out);
+  return out;
+}
+
+// Every layer's history after `call` against the official cache: the sink, and as much of the
+// newest frames as we keep. raw_frames: how many frames of the official cache are not rotated.
+void check_caches(WanModel& model, const WanRollout& rollout, int64_t call,
+                  int64_t first_sink_frame, int64_t sink_frames, int64_t raw_frames) {
+  const int64_t tokens = model.frame_tokens();
+  for (size_t layer = 0; layer < rollout.layers().size(); ++layer) {
+    const std::string name = str(call_name(call), "cache.", layer, ".");
+    if (model.golden.find(name + "k") == nullptr) return;
+    const Rows found = unpack(rollout.layers()[layer].memory.cache->view());
+    const Tensor k = read_golden(model.golden, name + "k");
+    const Tensor v = read_golden(model.golden, name + "v");
+    const int64_t held = found.k.dim(0) / tokens;
+    const int64_t official = k.dim(0) / tokens;
+    for (int64_t f = 0; f < held; ++f) {
+      const bool is_sink = f < sink_frames;
+      const int64_t other = is_sink ? f : official - held + f;
+      const int64_t frame = is_sink ? first_sink_frame + f : rollout.num_frames() - held + f;
+      const auto part = [&](View rows, int64_t at) {
+        return rows.rows(at * tokens, (at + 1) * tokens);
+      };
+      const Tensor ours = other < raw_frames ? without_rotation(model, part(found.k, f), frame)
+                                             : ReadRecorder::clone(part(found.k, f));
+      expect_near(str(name, "k, frame ", f), part(k, other), ours, kLoopF32);
+      expect_near(str(name, "v, frame ", f), part(v, other), part(found.v, f), kLoopF32);
+    }
+  }
+}
+
+TEST_F(GoldenWan, LongLiveWithPromptSwitches) {
+  for (const char* file : {"longlive", "longlive_early_switch", "longlive_infinity"}) {
+    SCOPED_TRACE(file);
+    WanModel model(file, DType::kF32, DType::kF32);
+    const auto run = nlohmann::json::parse(model.golden.metadata().at("run"));
+    WanOptions options = longlive_options(run.at("infinity"));
+    options.steps = run.at("steps").get<std::vector<int64_t>>();
+    options.chunk_frames = run.at("nfpb");
+    options.context_frames = run.at("local");
+    options.sink_frames = run.at("sink");
+    options.keeps_sink = run.at("global_sink");
+    options.height = model.height;
+    options.width = model.width;
+    const auto switches = run.at("switch").get<std::vector<int64_t>>();
+    const auto num_steps = static_cast<int64_t>(options.steps.size());
+    const Tensor expected = read_golden(model.golden, "latents");
+    const Tensor found(Device{}, DType::kF32, expected.shape());
+    ChunkRollout rollout(model.ctx, *model.transformer, read_golden(model.golden, "text.0"),
+                         options);
+    ReadLog log;
+    rollout.observe(&log);
+    const auto noise = stored_noise(model.golden, options.chunk_frames, num_steps);
+    const int64_t all_raw = run.at("infinity") ? expected.dim(0) : 0;
+    int64_t prompt = 0;
+    KeysByCall known;
+    const auto check_latest = [&] {
+      check_caches(model, rollout, static_cast<int64_t>(log.passes.size()) - 1, 0,
+                   options.sink_frames, all_raw);
+    };
+    for (int64_t f = 0; f < expected.dim(0); f += options.chunk_frames) {
+      if (std::find(switches.begin(), switches.end(), f) != switches.end()) {
+        rollout.switch_prompt(model.ctx, read_golden(model.golden, str("text.", ++prompt)));
+        check_latest();
+      }
+      rollout.next_chunk(model.ctx, noise, found.view().rows(f, f + options.chunk_frames));
+      check_latest();
+    }
+    for (size_t i = 0; i < log.passes.size(); ++i) {
+      const auto call = static_cast<int64_t>(i);
+      const int64_t first_frame = golden_int(model.golden, call_name(call) + "meta", 0);
+      check_visible(model, call, first_frame, log.passes[i].k, known);
+    }
+    EXPECT_EQ(model.golden.find(call_name(static_cast<int64_t>(log.passes.size())) + "meta"),
+              nullptr);
+    expect_near("latents", expected, found, kLoopF32);
+    print_tally(file);
+  }
+}
+
+TEST_F(GoldenWan, RollingForcing) {
+  WanModel model("rolling_forcing", DType::kF32, DType::kF32);
+  const auto run = nlohmann::json::parse(model.golden.metadata().at("run"));
+  WanOptions options = rolling_forcing_options();
+  options.steps = run.at("steps").get<std::vector<int64_t>>();
+  options.height = model.height;
+  options.width = model.width;
+  const int64_t num_chunks = run.at("blocks");
+  const auto num_steps = static_cast<int64_t>(options.steps.size());
+  const Tensor expected = read_golden(model.golden, "latents");
+  const Tensor found(Device{}, DType::kF32, expected.shape());
+  RollingRollout rollout(model.ctx, *model.transformer, read_golden(model.golden, "text"), options,
+                         num_chunks);
+  ReadLog log;
+  rollout.observe(&log);
+  const NoiseSource noise = [&](const NoiseDraw& draw, View out) {
+    const int64_t chunk = draw.first_frame / options.chunk_frames;
+    // The draw that follows step - 1 of a chunk is made in the window chunk + step - 1.
+    char name[32];
+    std::snprintf(name, sizeof name, "renoise.w%02d.b%02d", static_cast<int>(chunk + draw.step - 1),
+                  static_cast<int>(chunk));
+    const Tensor stored = read_golden(model.golden, draw.step == 0 ? "noise" : name);
+    const View part = draw.step == 0
+                          ? stored.view().rows(draw.first_frame, draw.first_frame + out.dim(0))
+                          : stored;
+    std::copy_n(part.data<float>(), out.numel(), out.data<float>());
+  };
+  // Official calls are two a window, noisy and clean. While the first chunk is not finished its
+  // clean pass leaves nothing behind, and we leave it out.
+  KeysByCall known;
+  size_t seen = 0;
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+    const int64_t first_frame = chunk * options.chunk_frames;
+    rollout.next_chunk(model.ctx, noise,
+                       found.view().rows(first_frame, first_frame + options.chunk_frames));
+    const int64_t window = chunk + num_steps - 1;
+    std::vector<int64_t> calls = {2 * window, 2 * window + 1};
+    for (int64_t w = 0; chunk == 0 && w < window; ++w) calls.insert(calls.end() - 2, 2 * w);
+    ASSERT_EQ(log.passes.size(), seen + calls.size());
+    for (const int64_t call : calls)
+      check_visible(model, call, first_frame, log.passes[seen++].k, known);
+    check_caches(model, rollout, calls.back(), 0, options.sink_frames, options.sink_frames);
+  }
+  expect_near("latents", expected, found, kLoopF32);
+  print_tally("rolling_forcing");
 }
 
 // One call of two that differ in the adapter.
