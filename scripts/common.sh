@@ -44,6 +44,7 @@ need_for_build() {
   need libhwy-dev -- "Highway: our own SIMD kernels, one source for every CPU"
   need libavformat-dev libavcodec-dev libavutil-dev libswscale-dev -- "FFmpeg: mp4 in and out"
   need libpng-dev -- "PNG frames in and out"
+  need libsentencepiece-dev -- "SentencePiece: tokens of the umT5 text encoder"
   need nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev -- "configuration, command line, messages"
 }
 

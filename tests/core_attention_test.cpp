@@ -3,11 +3,13 @@
 #include <hwy/targets.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
 #include "attention/attend.h"
+#include "attention/relative.h"
 #include "core_support.h"
 #include "kv/page.h"
 #include "reference/attention.h"
@@ -266,6 +268,47 @@ TEST(Attend, RefusesWhatItCannotDo) {
   const Tensor k = random_tensor(kF32, {4, 1, 32}, 0);
   const KvPages wide(ctx, k, k);
   EXPECT_THROW(attend(ctx, q, wide.view(), 1.0F, k), Error);  // bf16 queries, f32 keys
+}
+
+// Against double loops over heads, queries and keys.
+TEST(AttendRelative, AddsABiasByHeadAndDistance) {
+  Context ctx({}, 2);
+  for (const auto& [length, heads, head_dim] :
+       {std::array<int64_t, 3>{1, 1, 16}, {7, 3, 5}, {130, 2, 64}}) {
+    SCOPED_TRACE(length);
+    const Shape shape{length, heads, head_dim};
+    const Tensor q = test::random_tensor(kF32, shape, 0);
+    const Tensor k = test::random_tensor(kF32, shape, 1);
+    const Tensor v = test::random_tensor(kF32, shape, 2);
+    const Tensor bias = test::random_tensor(kF32, {heads, 2 * length - 1}, 3);
+    std::vector<double> expected;
+    for (int64_t i = 0; i < length; ++i) {
+      for (int64_t n = 0; n < heads; ++n) {
+        const auto at = [&](const Tensor& x, int64_t token, int64_t d) {
+          return double{x.data<float>()[(token * heads + n) * head_dim + d]};
+        };
+        std::vector<double> weights;
+        double sum = 0;
+        for (int64_t j = 0; j < length; ++j) {
+          double logit = bias.data<float>()[n * (2 * length - 1) + j - i + length - 1];
+          for (int64_t d = 0; d < head_dim; ++d) logit += at(q, i, d) * at(k, j, d);
+          weights.push_back(std::exp(logit));
+          sum += weights.back();
+        }
+        for (int64_t d = 0; d < head_dim; ++d) {
+          double mixed = 0;
+          for (int64_t j = 0; j < length; ++j)
+            mixed += weights[static_cast<size_t>(j)] / sum * at(v, j, d);
+          expected.push_back(mixed);
+        }
+      }
+    }
+    for (const DType dtype : {kF32, kBF16}) {
+      const test::Guarded out(dtype, shape);
+      attend_relative(ctx, q, k, v, bias, out);
+      test::expect_close(out, expected, 20 * test::epsilon(dtype));
+    }
+  }
 }
 
 }  // namespace

@@ -244,6 +244,19 @@ TEST_P(Out, AddAndAddGated) {
   }
 }
 
+TEST_P(Out, Multiply) {
+  for (const int64_t count : {1, 17, 40000}) {
+    const Tensor x = random_tensor(kF32, {count}, 0);
+    const Tensor y = random_tensor(kF32, {count}, 1);
+    auto expected = values(x);
+    const auto factor = values(y);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] *= factor[i];
+    const Guarded out(GetParam(), {count});
+    multiply(ctx_, x, y, out);
+    expect_close(out, expected, 2 * test::epsilon(GetParam()));
+  }
+}
+
 TEST_P(Out, PixelShuffleIsPyTorchsAndInvertible) {
   Context ctx({}, 2);
   constexpr int64_t kHeight = 9;

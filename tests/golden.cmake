@@ -7,3 +7,4 @@ endfunction()
 
 longtake_golden_test(golden_loader_test)
 longtake_golden_test(golden_wan_test)
+longtake_golden_test(golden_text_test)

@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/pickle.h"
 #include "io/safetensors.h"
+#include "io/tokenizer.h"
 #include "io/vocabulary.h"
 #include "io/zip.h"
 #include "models/wan/checkpoint.h"
@@ -300,6 +301,26 @@ std::vector<float> matrix_of(Context& ctx, const LinearWeight& layer) {
   const Tensor out(Device{}, DType::kF32, {in, layer.out_features()});
   linear(ctx, unit, layer, Activation::kNone, out);
   return {out.data<float>(), out.data<float>() + out.numel()};
+}
+
+TEST(Tokenizer, PromptsAreCleaned) {
+  EXPECT_EQ(clean_prompt("  a \t\n b  "), "a b");
+  EXPECT_EQ(clean_prompt("fish &amp;amp; chips &lt;b&gt; &#39;x&#39; &#x41;"),
+            "fish & chips <b> 'x' A");
+  EXPECT_EQ(clean_prompt("a&nbsp;b\xe3\x80\x80"
+                         "c"),
+            "a b c");
+  EXPECT_EQ(clean_prompt("\xe2\x80\x9chi\xe2\x80\x9d \xe2\x80\x98you\xe2\x80\x99"), "\"hi\" 'you'");
+  EXPECT_EQ(clean_prompt("&; &unknown; &#0; &#xd800; &#99999999; A&B"),
+            "&; &unknown; &#0; &#xd800; &#99999999; A&B");
+  EXPECT_EQ(clean_prompt("\xe7\x8c\xab"), "\xe7\x8c\xab");
+  EXPECT_EQ(clean_prompt(""), "");
+}
+
+TEST(Tokenizer, RefusesFilesThatAreNoModel) {
+  EXPECT_HAS(input_error([] { Tokenizer("README.md"); }),
+             "README.md: expected a SentencePiece model");
+  EXPECT_HAS(input_error([] { Tokenizer("none.model"); }), "No such file");
 }
 
 TEST(WeightTable, ReordersReshapesAndMergesLowRankUpdates) {

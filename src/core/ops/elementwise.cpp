@@ -50,4 +50,14 @@ void axpby(Context& ctx, float a, View x, float b, View y, View out) {
   LONGTAKE_DISPATCH(ctx, axpby, a, x, b, y, out);
 }
 
+void multiply(Context& ctx, View x, View y, View out) {
+  expect_dtype("multiply x", x, DType::kF32);
+  expect_dtype("multiply y", y, DType::kF32);
+  expect_float("multiply out", out);
+  expect_shape("multiply y", y, x.shape());
+  expect_shape("multiply out", out, x.shape());
+  if (x.empty()) return;
+  LONGTAKE_DISPATCH(ctx, multiply, x, y, out);
+}
+
 }  // namespace longtake

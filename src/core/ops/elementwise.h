@@ -21,12 +21,16 @@ void convert(Context& ctx, View x, View out);
 // out = a x + b y. All f32; out may alias x or y.
 void axpby(Context& ctx, float a, View x, float b, View y, View out);
 
+// out = x * y. x, y f32, out f32 | bf16; may alias when the dtypes agree.
+void multiply(Context& ctx, View x, View y, View out);
+
 namespace cpu {
 extern decltype(longtake::add) add;
 extern decltype(longtake::add_gated) add_gated;
 extern decltype(longtake::silu) silu;
 extern decltype(longtake::convert) convert;
 extern decltype(longtake::axpby) axpby;
+extern decltype(longtake::multiply) multiply;
 }  // namespace cpu
 
 namespace cuda {
@@ -35,6 +39,7 @@ extern decltype(longtake::add_gated) add_gated;
 extern decltype(longtake::silu) silu;
 extern decltype(longtake::convert) convert;
 extern decltype(longtake::axpby) axpby;
+extern decltype(longtake::multiply) multiply;
 }  // namespace cuda
 
 }  // namespace longtake

@@ -76,6 +76,17 @@ void axpby(float a, View x, float b, View y, int64_t begin, int64_t end, View ou
   });
 }
 
+void multiply(View x, View y, int64_t begin, int64_t end, View out) {
+  for_float_type(out.dtype(), [&]<typename Out>() {
+    const float* first = x.data<float>() + begin;
+    const float* second = y.data<float>() + begin;
+    Out* to = out.data<Out>() + begin;
+    for_lanes(static_cast<size_t>(end - begin), [&](auto d, size_t i) HWY_ATTR {
+      store_f32(d, hn::Mul(load_f32(d, first + i), load_f32(d, second + i)), to + i);
+    });
+  });
+}
+
 }  // namespace longtake::HWY_NAMESPACE
 
 HWY_AFTER_NAMESPACE();
@@ -89,6 +100,7 @@ HWY_EXPORT(add_gated);
 HWY_EXPORT(silu);
 HWY_EXPORT(convert);
 HWY_EXPORT(axpby);
+HWY_EXPORT(multiply);
 
 constexpr int64_t kGrain = 16384;  // elements; below this a second thread costs more than it helps
 
@@ -121,6 +133,12 @@ void axpby(Context& ctx, float a, View x, float b, View y, View out) {
   const auto part = HWY_DYNAMIC_DISPATCH(axpby);
   parallel_for(ctx, x.numel(), kGrain,
                [&](int64_t begin, int64_t end) { part(a, x, b, y, begin, end, out); });
+}
+
+void multiply(Context& ctx, View x, View y, View out) {
+  const auto part = HWY_DYNAMIC_DISPATCH(multiply);
+  parallel_for(ctx, x.numel(), kGrain,
+               [&](int64_t begin, int64_t end) { part(x, y, begin, end, out); });
 }
 
 }  // namespace longtake::cpu

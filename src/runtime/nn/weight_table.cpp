@@ -54,7 +54,7 @@ Tensor reorder_rows(View weight, View scale, const std::vector<int64_t>& order) 
 }  // namespace
 
 std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, const Shape& shape,
-                                                     bool may_be_i8) {
+                                                     bool may_be_i8, bool stays_in_file) {
   listed_.insert(name);
   wanted_.push_back({name, shape});
   const StoredTensor* tensor = file_.find(name);
@@ -84,7 +84,7 @@ std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, co
     }
     stored.scale = scale->view();
   }
-  if (ctx_ == nullptr) return stored;
+  if (ctx_ == nullptr || stays_in_file) return stored;
   const bool as_it_is = tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16 || is_i8;
   if (as_it_is && tensor->is_dense()) {
     stored.data = tensor->view();

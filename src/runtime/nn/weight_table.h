@@ -45,6 +45,11 @@ class WeightTable {
   // A tensor that is kept as f32 whatever its storage: norms, modulations, embeddings.
   void tensor(const std::string& name, const Shape& shape, Tensor& field);
 
+  // A tensor that must be in the file, and stays there.
+  void leave_in_file(const std::string& name, const Shape& shape) {
+    find(name, shape, false, true);
+  }
+
   struct Wanted {
     std::string name;
     Shape shape;
@@ -70,7 +75,8 @@ class WeightTable {
   };
 
   // nullopt: a problem was noted.
-  std::optional<Stored> find(const std::string& name, const Shape& shape, bool may_be_i8);
+  std::optional<Stored> find(const std::string& name, const Shape& shape, bool may_be_i8,
+                             bool stays_in_file = false);
   // Replaces a weight [out, in] by one with the layer's low-rank update, if there is one.
   void add_lora(const std::string& name, const Shape& shape, Stored& weight);
 
