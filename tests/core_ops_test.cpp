@@ -7,6 +7,7 @@
 #include "core_support.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
+#include "ops/image.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/patchify.h"
@@ -254,6 +255,40 @@ TEST_P(Out, Multiply) {
     const Guarded out(GetParam(), {count});
     multiply(ctx_, x, y, out);
     expect_close(out, expected, 2 * test::epsilon(GetParam()));
+  }
+}
+
+TEST_P(Out, Relu) {
+  const Tensor x = random_tensor(GetParam(), {1001}, 0);
+  auto expected = values(x);
+  for (double& value : expected) value = std::max(value, 0.0);
+  const Guarded out(GetParam(), {1001});
+  relu(ctx_, x, out);
+  expect_close(out, expected, 0);
+}
+
+TEST_P(Out, UpsampleRepeatsPixelsAndConcatJoinsChannels) {
+  constexpr int64_t kHeight = 9;
+  constexpr int64_t kWidth = 5;
+  const Tensor a = random_tensor(GetParam(), {kHeight, kWidth, 3}, 0);
+  const Tensor b = random_tensor(GetParam(), {kHeight, kWidth, 2}, 1);
+  const Guarded joined(GetParam(), {kHeight, kWidth, 5});
+  const View parts[] = {a, b};
+  concat_channels(ctx_, parts, joined);
+  const Guarded large(GetParam(), {2 * kHeight, 2 * kWidth, 5});
+  upsample_nearest(ctx_, joined, large);
+  const auto first = values(a);
+  const auto second = values(b);
+  const auto found = values(large);
+  for (int64_t y = 0; y < 2 * kHeight; ++y) {
+    for (int64_t x = 0; x < 2 * kWidth; ++x) {
+      const int64_t small = y / 2 * kWidth + x / 2;
+      for (int64_t c = 0; c < 5; ++c) {
+        const double expected = c < 3 ? first[static_cast<size_t>(small * 3 + c)]
+                                      : second[static_cast<size_t>(small * 2 + c - 3)];
+        EXPECT_EQ(found[static_cast<size_t>((y * 2 * kWidth + x) * 5 + c)], expected);
+      }
+    }
   }
 }
 

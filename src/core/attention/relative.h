@@ -8,7 +8,7 @@
 namespace longtake {
 
 // out_i = sum_j softmax_j(q_i k_j + bias[n, j - i + L - 1]) v_j per head n. q, k, v [L, N, D] f32;
-// bias [N, 2 L - 1] f32; out [L, N, D] f32 | bf16.
+// bias [N, 2 L - 1] f32, or empty: none; out [L, N, D] f32 | bf16.
 void attend_relative(Context& ctx, View q, View k, View v, View bias, View out);
 
 namespace cpu {

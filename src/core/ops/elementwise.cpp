@@ -32,6 +32,14 @@ void silu(Context& ctx, View x, View out) {
   LONGTAKE_DISPATCH(ctx, silu, x, out);
 }
 
+void relu(Context& ctx, View x, View out) {
+  expect_float("relu x", x);
+  expect_float("relu out", out);
+  expect_shape("relu out", out, x.shape());
+  if (x.empty()) return;
+  LONGTAKE_DISPATCH(ctx, relu, x, out);
+}
+
 void convert(Context& ctx, View x, View out) {
   expect_float("convert x", x);
   expect_float("convert out", out);

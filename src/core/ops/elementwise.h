@@ -15,6 +15,9 @@ void add_gated(Context& ctx, View x, View y, View gate);
 // out = x / (1 + exp(-x)). x, out f32 | bf16; may alias when the dtypes agree.
 void silu(Context& ctx, View x, View out);
 
+// out = max(x, 0). x, out f32 | bf16; may alias when the dtypes agree.
+void relu(Context& ctx, View x, View out);
+
 // out = x in out's dtype, rounded to nearest even. x, out f32 | bf16.
 void convert(Context& ctx, View x, View out);
 
@@ -31,6 +34,7 @@ extern decltype(longtake::silu) silu;
 extern decltype(longtake::convert) convert;
 extern decltype(longtake::axpby) axpby;
 extern decltype(longtake::multiply) multiply;
+extern decltype(longtake::relu) relu;
 }  // namespace cpu
 
 namespace cuda {
@@ -40,6 +44,7 @@ extern decltype(longtake::silu) silu;
 extern decltype(longtake::convert) convert;
 extern decltype(longtake::axpby) axpby;
 extern decltype(longtake::multiply) multiply;
+extern decltype(longtake::relu) relu;
 }  // namespace cuda
 
 }  // namespace longtake

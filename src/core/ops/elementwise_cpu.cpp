@@ -62,6 +62,10 @@ void silu(View x, int64_t begin, int64_t end, View out) {
   });
 }
 
+void relu(View x, int64_t begin, int64_t end, View out) {
+  map(x, begin, end, out, [](auto d, auto v) HWY_ATTR { return hn::Max(v, hn::Zero(d)); });
+}
+
 void convert(View x, int64_t begin, int64_t end, View out) {
   map(x, begin, end, out, [](auto, auto v) HWY_ATTR { return v; });
 }
@@ -98,6 +102,7 @@ namespace {
 HWY_EXPORT(add);
 HWY_EXPORT(add_gated);
 HWY_EXPORT(silu);
+HWY_EXPORT(relu);
 HWY_EXPORT(convert);
 HWY_EXPORT(axpby);
 HWY_EXPORT(multiply);
@@ -120,6 +125,12 @@ void add_gated(Context& ctx, View x, View y, View gate) {
 void silu(Context& ctx, View x, View out) {
   const auto part = HWY_DYNAMIC_DISPATCH(silu);
   parallel_for(ctx, x.numel(), kGrain / 4,
+               [&](int64_t begin, int64_t end) { part(x, begin, end, out); });
+}
+
+void relu(Context& ctx, View x, View out) {
+  const auto part = HWY_DYNAMIC_DISPATCH(relu);
+  parallel_for(ctx, x.numel(), kGrain,
                [&](int64_t begin, int64_t end) { part(x, begin, end, out); });
 }
 
