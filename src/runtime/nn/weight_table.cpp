@@ -51,6 +51,24 @@ Tensor reorder_rows(View weight, View scale, const std::vector<int64_t>& order) 
   return out;
 }
 
+// [out, in, taps, h, w] -> [out, taps, in, h, w], as f32.
+Tensor taps_to_channels(View weight, View scale) {
+  const Tensor wide(weight.device(), DType::kF32, weight.shape());
+  widen(weight, scale, wide);
+  const int64_t in = weight.dim(1);
+  const int64_t taps = weight.dim(2);
+  const int64_t area = weight.dim(3) * weight.dim(4);
+  Tensor out(weight.device(), DType::kF32, {weight.dim(0), taps, in, weight.dim(3), weight.dim(4)});
+  const float* from = wide.data<float>();
+  for (int64_t row = 0; row < weight.dim(0); ++row) {
+    for (int64_t i = 0; i < in; ++i) {
+      for (int64_t t = 0; t < taps; ++t, from += area)
+        std::copy_n(from, area, out.data<float>() + ((row * taps + t) * in + i) * area);
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, const Shape& shape,
@@ -159,14 +177,40 @@ void WeightTable::linear(const std::string& name, int64_t out, int64_t in, DType
   bytes_ += field->bytes();
 }
 
-void WeightTable::conv3x3(const std::string& name, int64_t out, int64_t in, int stride,
-                          DType compute, std::optional<ConvWeight>& field) {
-  const auto weight = find(name + ".weight", Shape{out, in, 3, 3}, true);
-  Tensor bias;
-  tensor(name + ".bias", Shape{out}, bias);
-  if (!weight || bias.empty()) return;
-  field.emplace(*ctx_, weight->data, weight->scale, bias, stride, /*padding=*/1, compute);
-  bytes_ += field->bytes() - bias.bytes();
+Shape WeightTable::with_stored_rows(const std::string& name, const Shape& shape) const {
+  const StoredTensor* tensor = file_.find(name);
+  Shape out = shape;
+  if (tensor != nullptr && tensor->shape.rank() == shape.rank())
+    out[0] = std::max(shape[0], tensor->shape[0]);
+  return out;
+}
+
+void WeightTable::conv(const std::string& name, int64_t out, int64_t in, DType compute,
+                       std::optional<ConvWeight>& field, const ConvForm& form) {
+  const int64_t taps = std::max<int64_t>(form.taps, 1);
+  Shape stored = form.taps > 0 ? Shape{out, in, taps, form.kernel, form.kernel}
+                               : Shape{out, in, form.kernel, form.kernel};
+  if (form.keeps_last_rows) stored = with_stored_rows(name + ".weight", stored);
+  auto weight = find(name + ".weight", stored, true);
+  const auto bias = form.has_bias ? find(name + ".bias", Shape{out}, false) : Stored();
+  if (!weight || !bias || ctx_ == nullptr) return;
+  if (stored[0] > out) {
+    weight->data = weight->data.rows(stored[0] - out, stored[0]);
+    if (!weight->scale.empty()) weight->scale = weight->scale.rows(stored[0] - out, stored[0]);
+  }
+  if (taps > 1) {
+    weight->copy = taps_to_channels(weight->data, weight->scale);
+    weight->data = weight->copy;
+    weight->scale = View();
+  }
+  Tensor wide_bias;
+  if (form.has_bias) {
+    wide_bias = Tensor(ctx_->device(), DType::kF32, {out});
+    widen(bias->data, View(), wide_bias);
+  }
+  field.emplace(*ctx_, weight->data.reshape({out, taps * in, form.kernel, form.kernel}),
+                weight->scale, wide_bias, form.stride, static_cast<int>(form.kernel / 2), compute);
+  bytes_ += field->bytes();
 }
 
 void WeightTable::tensor(const std::string& name, const Shape& shape, Tensor& field) {
@@ -181,7 +225,11 @@ std::vector<std::string> WeightTable::problems() const {
   std::vector<std::string> out = problems_;
   const auto add_surplus = [&](const Checkpoint& file, const std::set<std::string>& known) {
     for (const StoredTensor& tensor : file.tensors()) {
-      if (known.count(tensor.name) == 0)
+      const auto is_beginning = [&](const std::string& part) {
+        return tensor.name.starts_with(part);
+      };
+      if (known.count(tensor.name) == 0 &&
+          std::none_of(ignored_.begin(), ignored_.end(), is_beginning))
         out.push_back(str(printable(tensor.name), ": expected no such tensor, found ",
                           name_of(tensor.dtype), " ", tensor.shape.to_string()));
     }

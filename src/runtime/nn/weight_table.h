@@ -24,6 +24,18 @@ struct LinearForm {
   bool has_bias = true;
 };
 
+// A 2-D convolution as a file stores it, zero padding kernel / 2.
+struct ConvForm {
+  int64_t kernel = 3;
+  int stride = 1;
+  bool has_bias = true;
+  // Frames that a convolution over time sees: the weight is [out, in, taps, kernel, kernel] then,
+  // and the layer takes the channels of all taps behind each other, oldest frame first. 0: a weight
+  // [out, in, kernel, kernel].
+  int64_t taps = 0;
+  bool keeps_last_rows = false;  // of a weight with more rows than needed the last ones count
+};
+
 class WeightTable {
  public:
   // ctx: where weights are packed; nullptr: check only, fields stay empty.
@@ -38,12 +50,15 @@ class WeightTable {
   void linear(const std::string& name, int64_t out, int64_t in, DType compute,
               std::optional<LinearWeight>& field, const LinearForm& form = {});
 
-  // `name`.weight [out, in, 3, 3] and `name`.bias [out]; zero padding 1.
-  void conv3x3(const std::string& name, int64_t out, int64_t in, int stride, DType compute,
-               std::optional<ConvWeight>& field);
+  // `name`.weight (floating point, or i8 with `name`.weight.scale) and `name`.bias [out].
+  void conv(const std::string& name, int64_t out, int64_t in, DType compute,
+            std::optional<ConvWeight>& field, const ConvForm& form = {});
 
   // A tensor that is kept as f32 whatever its storage: norms, modulations, embeddings.
   void tensor(const std::string& name, const Shape& shape, Tensor& field);
+
+  // The file may hold tensors with names of this beginning; nobody asks for them.
+  void ignore(const std::string& beginning) { ignored_.push_back(beginning); }
 
   // A tensor that must be in the file, and stays there.
   void leave_in_file(const std::string& name, const Shape& shape) {
@@ -80,6 +95,9 @@ class WeightTable {
   // Replaces a weight [out, in] by one with the layer's low-rank update, if there is one.
   void add_lora(const std::string& name, const Shape& shape, Stored& weight);
 
+  // The rows that keeps_last_rows asks for, as a shape of the file; `shape` if the file has it.
+  Shape with_stored_rows(const std::string& name, const Shape& shape) const;
+
   const Checkpoint& file_;
   Context* ctx_;
   const Checkpoint* lora_ = nullptr;
@@ -87,6 +105,7 @@ class WeightTable {
   std::set<std::string> used_lora_;
   std::set<std::string> listed_;
   std::vector<Wanted> wanted_;
+  std::vector<std::string> ignored_;
   std::vector<std::string> problems_;
   size_t bytes_ = 0;
 };

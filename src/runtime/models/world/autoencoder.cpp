@@ -49,9 +49,9 @@ View upsample(Context& ctx, View x, const ConvWeight& weight, DType compute) {
 void Autoencoder::Residual::list(WeightTable& table, const std::string& name, int64_t channels,
                                  DType compute) {
   table.tensor(name + ".norm1.weight", {channels}, norm1);
-  table.conv3x3(name + ".conv1", channels, channels, 1, compute, conv1);
+  table.conv(name + ".conv1", channels, channels, compute, conv1);
   table.tensor(name + ".norm2.weight", {channels}, norm2);
-  table.conv3x3(name + ".conv2", channels, channels, 1, compute, conv2);
+  table.conv(name + ".conv2", channels, channels, compute, conv2);
 }
 
 void Autoencoder::Residual::forward(Context& ctx, View x) const {
@@ -70,28 +70,28 @@ Autoencoder::Autoencoder(const AutoencoderConfig& config, DType compute, WeightT
   table.tensor("autoencoder.latent_std", {channels}, std_);
 
   auto at = [](int n) { return str("autoencoder.encoder.", n); };
-  table.conv3x3(at(1), w0, kShuffled * kColours, 1, compute, encoder_.in);
+  table.conv(at(1), w0, kShuffled * kColours, compute, encoder_.in);
   encoder_.res1.list(table, at(2), w0, compute);
-  table.conv3x3(at(3), w1, w0, 2, compute, encoder_.down1);
+  table.conv(at(3), w1, w0, compute, encoder_.down1, {.stride = 2});
   encoder_.res2a.list(table, at(4), w1, compute);
   encoder_.res2b.list(table, at(5), w1, compute);
-  table.conv3x3(at(6), w2, w1, 2, compute, encoder_.down2);
+  table.conv(at(6), w2, w1, compute, encoder_.down2, {.stride = 2});
   encoder_.res3a.list(table, at(7), w2, compute);
   encoder_.res3b.list(table, at(8), w2, compute);
   table.tensor(at(9) + ".weight", {w2}, encoder_.norm);
-  table.conv3x3(at(11), channels, w2, 1, compute, encoder_.out);
+  table.conv(at(11), channels, w2, compute, encoder_.out);
 
   auto to = [](int n) { return str("autoencoder.decoder.", n); };
-  table.conv3x3(to(0), w2, channels, 1, compute, decoder_.in);
+  table.conv(to(0), w2, channels, compute, decoder_.in);
   decoder_.res1a.list(table, to(1), w2, compute);
   decoder_.res1b.list(table, to(2), w2, compute);
-  table.conv3x3(to(3), kShuffled * w1, w2, 1, compute, decoder_.up1);
+  table.conv(to(3), kShuffled * w1, w2, compute, decoder_.up1);
   decoder_.res2a.list(table, to(5), w1, compute);
   decoder_.res2b.list(table, to(6), w1, compute);
-  table.conv3x3(to(7), kShuffled * w0, w1, 1, compute, decoder_.up2);
+  table.conv(to(7), kShuffled * w0, w1, compute, decoder_.up2);
   decoder_.res3.list(table, to(9), w0, compute);
   table.tensor(to(10) + ".weight", {w0}, decoder_.norm);
-  table.conv3x3(to(12), kShuffled * kColours, w0, 1, compute, decoder_.out);
+  table.conv(to(12), kShuffled * kColours, w0, compute, decoder_.out);
 }
 
 void Autoencoder::decode(Context& ctx, View z, View pixels) const {
