@@ -8,10 +8,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "io/checkpoint.h"
+#include "io/safetensors.h"
+#include "nn/weight_table.h"
 #include "tensor/tensor.h"
 
 namespace longtake::testing_support {
@@ -42,6 +46,65 @@ inline Tensor read_golden(const Checkpoint& file, const std::string& name) {
   Tensor out(Device{}, stored->dtype, stored->shape);
   read_tensor(*stored, out);
   return out;
+}
+
+// The weight formula of the parity data, for tensors that are not stored.
+using FormulaException =
+    std::function<void(const std::string& name, double& offset, double& scale)>;
+
+inline void fill_by_formula(const std::string& name, uint64_t seed, View out,
+                            const FormulaException& exception = nullptr) {
+  constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
+  uint64_t key = 0xcbf29ce484222325ULL;
+  for (const char c : name) key = (key ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
+  key ^= seed * kGolden;
+  const std::string last = name.substr(name.rfind('.') + 1);
+  double offset = 0;
+  double scale =
+      std::sqrt(3.0 * static_cast<double>(out.dim(0)) / static_cast<double>(out.numel()));
+  if (last == "modulation") {
+    scale = 0.3;
+  } else if (last == "gamma" || (last == "weight" && out.shape().rank() == 1)) {
+    offset = 1;
+    scale = 0.25;
+  } else if (last == "bias") {
+    scale = 0.1;
+  }
+  if (exception) exception(name, offset, scale);
+  for (int64_t i = 0; i < out.numel(); ++i) {
+    uint64_t z = key + (static_cast<uint64_t>(i) + 1) * kGolden;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+    z ^= z >> 31;
+    const double r = static_cast<double>(z >> 40) * 0x1p-23 - 1;
+    out.data<float>()[i] = static_cast<float>(offset + scale * r);
+  }
+}
+
+// "formula, seed 102" -> 102
+inline uint64_t formula_seed(const Checkpoint& golden) {
+  const std::string& text = golden.metadata().at("weights");
+  constexpr std::string_view kSeed = "seed ";
+  return std::stoull(text.substr(text.find(kSeed) + kSeed.size()));
+}
+
+// Weights that are not stored, as a file at `path`; the values that are stored of them are checked.
+inline Checkpoint formula_weights(const Checkpoint& golden,
+                                  const std::vector<WeightTable::Wanted>& wanted, uint64_t seed,
+                                  const std::string& path, const std::string& prefix = "",
+                                  const FormulaException& exception = nullptr) {
+  std::vector<Tensor> tensors;
+  std::vector<NamedView> named;
+  for (const auto& [name, shape] : wanted) {
+    tensors.emplace_back(Device{}, DType::kF32, shape);
+    fill_by_formula(prefix + name, seed, tensors.back(), exception);
+    named.push_back({name, tensors.back()});
+    const Tensor check = read_golden(golden, "check." + prefix + name);
+    for (int64_t i = 0; i < check.numel(); ++i)
+      EXPECT_EQ(check.data<float>()[i], tensors.back().data<float>()[i]) << prefix << name;
+  }
+  write_safetensors(path, named, {});
+  return Checkpoint(path);
 }
 
 // How far `found` is from `expected`, both f32 of one shape.

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "golden_support.h"
-#include "io/safetensors.h"
 #include "kv/time_rotation.h"
 #include "models/wan/schedule.h"
 #include "models/wan/transformer.h"
@@ -76,41 +75,6 @@ class ReadRecorder final : public PassObserver {
   std::map<int64_t, Rows> rows;
   std::map<int64_t, Tensor> streams;
 };
-
-// The weight formula of the parity data, for tensors that are not stored.
-inline void fill_by_formula(const std::string& name, uint64_t seed, View out) {
-  constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
-  uint64_t key = 0xcbf29ce484222325ULL;
-  for (const char c : name) key = (key ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
-  key ^= seed * kGolden;
-  const std::string last = name.substr(name.rfind('.') + 1);
-  double offset = 0;
-  double scale =
-      std::sqrt(3.0 * static_cast<double>(out.dim(0)) / static_cast<double>(out.numel()));
-  if (last == "modulation") {
-    scale = 0.3;
-  } else if (last == "gamma" || (last == "weight" && out.shape().rank() == 1)) {
-    offset = 1;
-    scale = 0.25;
-  } else if (last == "bias") {
-    scale = 0.1;
-  }
-  for (int64_t i = 0; i < out.numel(); ++i) {
-    uint64_t z = key + (static_cast<uint64_t>(i) + 1) * kGolden;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
-    z ^= z >> 31;
-    const double r = static_cast<double>(z >> 40) * 0x1p-23 - 1;
-    out.data<float>()[i] = static_cast<float>(offset + scale * r);
-  }
-}
-
-// "formula, seed 102" -> 102
-inline uint64_t formula_seed(const Checkpoint& golden) {
-  const std::string& text = golden.metadata().at("weights");
-  constexpr std::string_view kSeed = "seed ";
-  return std::stoull(text.substr(text.find(kSeed) + kSeed.size()));
-}
 
 // The small transformer of a parity file with its weights.
 class WanModel {
@@ -176,18 +140,7 @@ class WanModel {
     const Checkpoint none;
     WeightTable table(none, nullptr);
     const wan::Transformer list(config, DType::kF32, DType::kF32, table);
-    std::vector<Tensor> tensors;
-    std::vector<NamedView> named;
-    for (const auto& [name, shape] : table.wanted()) {
-      tensors.emplace_back(Device{}, DType::kF32, shape);
-      fill_by_formula(name, formula_seed(golden), tensors.back());
-      named.push_back({name, tensors.back()});
-      const Tensor check = read_golden(golden, "check." + name);
-      for (int64_t i = 0; i < check.numel(); ++i)
-        EXPECT_EQ(check.data<float>()[i], tensors.back().data<float>()[i]) << name;
-    }
-    write_safetensors(scratch_ / "weights", named, {});
-    return Checkpoint(scratch_ / "weights");
+    return formula_weights(golden, table.wanted(), formula_seed(golden), scratch_ / "weights");
   }
 
   ScratchFolder scratch_;

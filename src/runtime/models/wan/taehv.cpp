@@ -1,0 +1,135 @@
+#include "models/wan/taehv.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "ops/elementwise.h"
+#include "ops/image.h"
+
+namespace longtake::wan {
+namespace {
+
+// Channels of a stage's blocks and behind it; its first tensor's number in the file.
+struct StageSizes {
+  int64_t channels, next_channels, frames;
+  int first_block, grow, conv;
+};
+
+constexpr StageSizes kSizes[TaehvDecoder::kStages] = {
+    {256, 128, 1, 3, 7, 8}, {128, 64, 2, 9, 13, 14}, {64, 64, 2, 15, 19, 20}};
+
+View convolve(Context& ctx, View x, const ConvWeight& weight, DType dtype) {
+  const View out = ctx.workspace().take(
+      dtype, {weight.out_height(x.dim(0)), weight.out_width(x.dim(1)), weight.out_channels()});
+  conv2d(ctx, x, weight, out);
+  return out;
+}
+
+// z [C, h, w] -> [h, w, C], softly limited to (-3, 3) as the decoder was trained.
+View limited(Context& ctx, View z, DType dtype) {
+  constexpr float kLimit = 3;
+  const int64_t area = z.dim(1) * z.dim(2);
+  const int64_t channels = z.dim(0);
+  const View wide = ctx.workspace().take(DType::kF32, {z.dim(1), z.dim(2), channels});
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < area; ++i)
+      wide.data<float>()[i * channels + c] =
+          kLimit * std::tanh(z.data<float>()[c * area + i] / kLimit);
+  }
+  if (dtype == DType::kF32) return wide;
+  const View out = ctx.workspace().take(dtype, wide.shape());
+  convert(ctx, wide, out);
+  return out;
+}
+
+// Part `index` of [H, W, parts C], as an image of its own.
+View channels_part(Context& ctx, View x, int64_t index, int64_t parts) {
+  const int64_t channels = x.dim(2) / parts;
+  if (parts == 1) return x;
+  const View out = ctx.workspace().take(x.dtype(), {x.dim(0), x.dim(1), channels});
+  const auto bytes = static_cast<int64_t>(size_of(x.dtype()));
+  for (int64_t i = 0; i < x.dim(0) * x.dim(1); ++i)
+    std::memcpy(out.raw() + i * channels * bytes, x.raw() + (i * parts + index) * channels * bytes,
+                static_cast<size_t>(channels * bytes));
+  return out;
+}
+
+}  // namespace
+
+TaehvDecoder::TaehvDecoder(DType compute, WeightTable& table) : compute_(compute) {
+  const auto name = [](int index) { return str("decoder.", index); };
+  table.conv(name(1), kSizes[0].channels, kLatentChannels, compute, in_);
+  for (int s = 0; s < kStages; ++s) {
+    const StageSizes& sizes = kSizes[s];
+    Stage& stage = stages_[static_cast<size_t>(s)];
+    stage.frames = sizes.frames;
+    for (int b = 0; b < kBlocks; ++b) {
+      const std::string at = name(sizes.first_block + b);
+      Block& block = stage.blocks[static_cast<size_t>(b)];
+      table.conv(at + ".conv.0", sizes.channels, 2 * sizes.channels, compute, block.conv0);
+      table.conv(at + ".conv.2", sizes.channels, sizes.channels, compute, block.conv2);
+      table.conv(at + ".conv.4", sizes.channels, sizes.channels, compute, block.conv4);
+    }
+    table.conv(name(sizes.grow) + ".conv", sizes.frames * sizes.channels, sizes.channels, compute,
+               stage.grow, {.kernel = 1, .has_bias = false, .keeps_last_rows = true});
+    table.conv(name(sizes.conv), sizes.next_channels, sizes.channels, compute, stage.conv,
+               {.has_bias = false});
+  }
+  constexpr int kOut = 22;
+  constexpr int64_t kColours = 3;
+  table.conv(name(kOut), kColours, kSizes[kStages - 1].next_channels, compute, out_);
+  table.ignore("encoder.");
+}
+
+void TaehvDecoder::decode(Context& ctx, View z, State& state, const FrameSink& sink) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const View x = convolve(ctx, limited(ctx, z, compute_), *in_, compute_);
+  relu(ctx, x, x);
+  int64_t skip = state.num_latents++ == 0 ? kFramesSkipped : 0;
+  run_stage(ctx, 0, x, state, skip, sink);
+}
+
+void TaehvDecoder::run_block(Context& ctx, const Block& block, Tensor& memory, View x) const {
+  const Workspace::Scope scope(ctx.workspace());
+  if (memory.empty()) memory = Tensor::zeros(ctx.device(), compute_, x.shape());
+  const View both = ctx.workspace().take(compute_, {x.dim(0), x.dim(1), 2 * x.dim(2)});
+  const View parts[] = {x, memory};
+  concat_channels(ctx, parts, both);
+  convert(ctx, x, memory);
+  View h = convolve(ctx, both, *block.conv0, compute_);
+  relu(ctx, h, h);
+  h = convolve(ctx, h, *block.conv2, compute_);
+  relu(ctx, h, h);
+  const View sum = convolve(ctx, h, *block.conv4, DType::kF32);
+  add(ctx, sum, x);
+  relu(ctx, sum, x);
+}
+
+void TaehvDecoder::run_stage(Context& ctx, int index, View x, State& state, int64_t& skip,
+                             const FrameSink& sink) const {
+  const Workspace::Scope scope(ctx.workspace());
+  if (index == kStages) {
+    if (skip-- > 0) return;
+    relu(ctx, x, x);
+    sink(convolve(ctx, x, *out_, DType::kF32));
+    return;
+  }
+  const auto at = static_cast<size_t>(index);
+  const Stage& stage = stages_[at];
+  for (size_t b = 0; b < stage.blocks.size(); ++b)
+    run_block(ctx, stage.blocks[b], state.memory[at][b], x);
+  // The official order is upsampling, then this 1 x 1 convolution: the same on a quarter of the
+  // pixels.
+  const View grown = convolve(ctx, x, *stage.grow, compute_);
+  for (int64_t frame = 0; frame < stage.frames; ++frame) {
+    const Workspace::Scope frame_scope(ctx.workspace());
+    const View small = channels_part(ctx, grown, frame, stage.frames);
+    const View large = ctx.workspace().take(compute_, {2 * x.dim(0), 2 * x.dim(1), small.dim(2)});
+    upsample_nearest(ctx, small, large);
+    const View next = convolve(ctx, large, *stage.conv, compute_);
+    run_stage(ctx, index + 1, next, state, skip, sink);
+  }
+}
+
+}  // namespace longtake::wan
