@@ -13,6 +13,7 @@
 #include "io/checkpoint.h"
 #include "io/json.h"
 #include "models/wan/checkpoint.h"
+#include "models/wan/model_files.h"
 #include "models/wan/transformer.h"
 #include "models/world/model.h"
 #include "pipeline/session.h"
@@ -114,24 +115,38 @@ void print_model(const std::string& folder) {
   print_problems(world::check_weights(config, file));
 }
 
-// A Wan transformer under any of the names that its makers give its tensors.
-bool is_wan(const Checkpoint& file) {
-  return std::any_of(file.tensors().begin(), file.tensors().end(), [](const StoredTensor& tensor) {
-    return wan::original_name(tensor.name) == "patch_embedding.weight";
-  });
+// What a file is to a Wan model, and what it lacks of it.
+void print_wan(const Checkpoint& file, wan::Part part) {
+  fmt::print("{}\n", wan::name_of(part));
+  if (part == wan::Part::kTransformer) {
+    std::string groups;
+    for (const std::string& group : file.groups())
+      groups += (groups.empty() ? "" : ", ") + (group.empty() ? "the file itself" : group);
+    fmt::print("  weights under: {}\n", printable(groups));
+    const wan::TransformerConfig c = wan::transformer_config(wan::open_generator(file.path()));
+    fmt::print("  dim {}, {} layers, {} heads x {}, ffn {}, {} -> {} channels, text {}\n", c.dim,
+               c.num_layers, c.num_heads, c.head_dim(), c.ffn_dim, c.in_channels, c.out_channels,
+               c.text_dim);
+  }
+  if (part != wan::Part::kLora) print_problems(wan::check_part(file, part));
 }
 
-void print_wan(const Checkpoint& file) {
-  std::string groups;
-  for (const std::string& group : file.groups())
-    groups += (groups.empty() ? "" : ", ") + (group.empty() ? "the file itself" : group);
-  fmt::print("a Wan 2.1 transformer, weights under: {}\n", printable(groups));
-  const Checkpoint generator = wan::open_generator(file.path());
-  const wan::TransformerConfig c = wan::transformer_config(generator);
-  fmt::print("  dim {}, {} layers, {} heads x {}, ffn {}, {} -> {} channels, text {}\n", c.dim,
-             c.num_layers, c.num_heads, c.head_dim(), c.ffn_dim, c.in_channels, c.out_channels,
-             c.text_dim);
-  print_problems(wan::check_weights(c, generator));
+// A folder with a Wan model: its parts, and which are not there.
+void print_wan_folder(const std::string& folder) {
+  const wan::ModelFiles files = wan::find_model_files(folder);
+  fmt::print("{}: a Wan 2.1 model\n", folder);
+  for (const auto& [what, path] :
+       {std::pair("transformer", files.transformer), std::pair("text encoder", files.text_encoder),
+        std::pair("VAE", files.vae), std::pair("TAEHV", files.taehv)}) {
+    if (path.empty()) {
+      fmt::print("{}: missing\n", what);
+      continue;
+    }
+    const Checkpoint file(path);
+    fmt::print("{}: {}, {}, ", path, file.format(), wan::name_of(wan::part_of(file)));
+    print_problems(wan::check_part(file, wan::part_of(file)));
+  }
+  fmt::print("tokenizer: {}\n", files.tokenizer.empty() ? "missing" : files.tokenizer);
 }
 
 }  // namespace
@@ -139,7 +154,7 @@ void print_wan(const Checkpoint& file) {
 void inspect(const InspectFlags& flags) {
   std::error_code error;
   if (fs::is_directory(flags.path, error)) {
-    print_model(flags.path);
+    wan::is_model_folder(flags.path) ? print_wan_folder(flags.path) : print_model(flags.path);
     return;
   }
   const Checkpoint file(flags.path);
@@ -151,7 +166,8 @@ void inspect(const InspectFlags& flags) {
   for (const auto& [key, value] : file.metadata())
     fmt::print("  {}: {}\n", printable(key), printable(value));
   print_tensors(file.tensors());
-  if (is_wan(file)) print_wan(file);
+  const wan::Part part = wan::part_of(file);
+  if (part != wan::Part::kNone) print_wan(file, part);
 }
 
 }  // namespace longtake::cli

@@ -192,24 +192,37 @@ View SafetensorsFile::view(const TensorInfo& info) const {
 
 void write_safetensors(const std::string& path, std::span<const NamedView> tensors,
                        const std::map<std::string, std::string>& metadata) {
+  std::vector<TensorSpec> specs;
+  std::map<std::string_view, View> views;
+  for (const NamedView& tensor : tensors) {
+    specs.push_back({tensor.name, tensor.view.dtype(), tensor.view.shape()});
+    views.emplace(tensor.name, tensor.view);
+  }
+  write_safetensors(path, specs, metadata,
+                    [&](const TensorSpec& spec) { return views.at(spec.name); });
+}
+
+void write_safetensors(const std::string& path, std::span<const TensorSpec> specs,
+                       const std::map<std::string, std::string>& metadata,
+                       const std::function<View(const TensorSpec&)>& tensor) {
   // Widest types first: every tensor is then aligned to its own element size.
-  std::vector<const NamedView*> order;
-  for (const NamedView& tensor : tensors) order.push_back(&tensor);
-  std::stable_sort(order.begin(), order.end(), [](const NamedView* a, const NamedView* b) {
-    return size_of(a->view.dtype()) > size_of(b->view.dtype());
+  std::vector<const TensorSpec*> order;
+  for (const TensorSpec& spec : specs) order.push_back(&spec);
+  std::stable_sort(order.begin(), order.end(), [](const TensorSpec* a, const TensorSpec* b) {
+    return size_of(a->dtype) > size_of(b->dtype);
   });
   json header = json::object();
   if (!metadata.empty()) header[kMetadataKey] = metadata;
   size_t offset = 0;
-  for (const NamedView* tensor : order) {
-    const View& view = tensor->view;
+  for (const TensorSpec* spec : order) {
     const auto* type = std::find_if(std::begin(kStoredTypes), std::end(kStoredTypes),
-                                    [&](const StoredType& t) { return t.dtype == view.dtype(); });
+                                    [&](const StoredType& t) { return t.dtype == spec->dtype; });
     json shape = json::array();
-    for (int axis = 0; axis < view.shape().rank(); ++axis) shape.push_back(view.dim(axis));
-    header[tensor->name] = {
-        {"dtype", type->name}, {"shape", shape}, {"data_offsets", {offset, offset + view.bytes()}}};
-    offset += view.bytes();
+    for (int axis = 0; axis < spec->shape.rank(); ++axis) shape.push_back(spec->shape[axis]);
+    const size_t bytes = static_cast<size_t>(spec->shape.numel()) * size_of(spec->dtype);
+    header[spec->name] = {
+        {"dtype", type->name}, {"shape", shape}, {"data_offsets", {offset, offset + bytes}}};
+    offset += bytes;
   }
   std::string text = header.dump();
   text.resize((text.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes, ' ');
@@ -220,9 +233,14 @@ void write_safetensors(const std::string& path, std::span<const NamedView> tenso
   for (size_t i = 0; i < kLengthBytes; ++i) length[i] = static_cast<char>(text.size() >> (8 * i));
   out.write(length, kLengthBytes);
   out.write(text.data(), static_cast<std::streamsize>(text.size()));
-  for (const NamedView* tensor : order)
-    out.write(reinterpret_cast<const char*>(tensor->view.raw()),
-              static_cast<std::streamsize>(tensor->view.bytes()));
+  for (const TensorSpec* spec : order) {
+    if (!out) break;
+    const View view = tensor(*spec);
+    LONGTAKE_CHECK(view.dtype() == spec->dtype && view.shape().numel() == spec->shape.numel(),
+                   spec->name);
+    out.write(reinterpret_cast<const char*>(view.raw()),
+              static_cast<std::streamsize>(view.bytes()));
+  }
   out.close();
   std::error_code renamed;
   if (out) std::filesystem::rename(partial, path, renamed);

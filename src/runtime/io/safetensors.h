@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -55,6 +56,19 @@ struct NamedView {
   std::string name;
   View view;
 };
+
+struct TensorSpec {
+  std::string name;
+  DType dtype = DType::kF32;
+  Shape shape;
+};
+
+// Writes a file whose tensors need not be in memory together: `tensor` is asked for each when its
+// turn comes, and what it gives must live until the next one. Beside `path` first, renamed at the
+// end.
+void write_safetensors(const std::string& path, std::span<const TensorSpec> specs,
+                       const std::map<std::string, std::string>& metadata,
+                       const std::function<View(const TensorSpec&)>& tensor);
 
 // Writes beside `path` first and renames at the end, so that a full disk leaves the old file whole.
 void write_safetensors(const std::string& path, std::span<const NamedView> tensors,

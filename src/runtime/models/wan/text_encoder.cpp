@@ -97,12 +97,10 @@ TextEncoder::TextEncoder(Context& ctx, Checkpoint file, DType compute)
   table.finish();
 }
 
-std::vector<std::string> TextEncoder::check_weights(const Checkpoint& file) {
-  WeightTable table(file, nullptr);
+void TextEncoder::list_weights(const TextEncoderConfig& config, WeightTable& table) {
   std::vector<Layer> layers;
   Tensor final_norm;
-  list(table, text_encoder_config(file), DType::kF32, layers, final_norm);
-  return table.problems();
+  list(table, config, DType::kF32, layers, final_norm);
 }
 
 void TextEncoder::attend(Context& ctx, const Layer& layer, View x, View out) const {

@@ -39,8 +39,8 @@ class TextEncoder {
 
   const TextEncoderConfig& config() const { return config_; }
 
-  // One line for every missing, surplus or mis-shaped tensor; nothing is loaded.
-  static std::vector<std::string> check_weights(const Checkpoint& file);
+  // Asks a table that loads nothing for every tensor of such an encoder.
+  static void list_weights(const TextEncoderConfig& config, WeightTable& table);
 
   // Sees the residual stream [L, dim] f32 behind every layer; for tests.
   using LayerObserver = std::function<void(int64_t layer, View x)>;
