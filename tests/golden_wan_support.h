@@ -13,6 +13,7 @@
 
 #include "golden_support.h"
 #include "kv/time_rotation.h"
+#include "models/wan/checkpoint.h"
 #include "models/wan/schedule.h"
 #include "models/wan/transformer.h"
 #include "ops/rope.h"
@@ -96,8 +97,7 @@ class WanModel {
     height = sizes.at("latent_hw").at(0);
     width = sizes.at("latent_hw").at(1);
     std::optional<Checkpoint> adapter;
-    if (!lora.empty()) adapter.emplace(lora);
-    if (adapter) adapter->keep_group("generator_lora");
+    if (!lora.empty()) adapter.emplace(wan::open_lora(lora));
     const Checkpoint weights = open_weights();
     WeightTable table(weights, &ctx);
     if (adapter) table.merge_lora(*adapter, 1);

@@ -179,6 +179,7 @@ TEST(Checkpoint, GroupsAreTheTopLevelKeysThatHoldTensors) {
   EXPECT_EQ(values_of(file, "weight"), (std::vector<float>{0, 1, 2, 3, 4, 5}));
   EXPECT_EQ(values_of(wan::open_generator(kTorchFiles + "training"), "w"), (std::vector<float>{3}));
   EXPECT_EQ(wan::open_generator(kTorchFiles + "training", "generator").tensors().size(), 2U);
+  EXPECT_EQ(wan::open_lora(kTorchFiles + "training").tensors().size(), 1U);  // those at the top
 }
 
 TEST(Checkpoint, ReadsShardsThatAnIndexNames) {

@@ -89,6 +89,11 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
   transformer.set_text(ctx, text, layers_);
 }
 
+std::span<const wan::Level* const> WanRollout::all_of(const wan::Level& level, int64_t count) {
+  frame_levels_.assign(static_cast<size_t>(count), &level);
+  return frame_levels_;
+}
+
 wan::Pass WanRollout::pass(Context& ctx, int64_t first_frame,
                            std::span<const wan::Level* const> levels) {
   const int64_t rows = options_.height / wan::kPatch;
@@ -123,10 +128,9 @@ ChunkRollout::ChunkRollout(Context& ctx, const wan::Transformer& transformer, Vi
 
 void ChunkRollout::next_chunk(Context& ctx, const NoiseSource& noise, View latents) {
   noise({next_frame_, 0}, latents);
-  std::vector<const wan::Level*> levels(static_cast<size_t>(options_.chunk_frames));
   for (int64_t step = 0; step < num_steps(); ++step) {
     const auto at = static_cast<size_t>(step);
-    std::fill(levels.begin(), levels.end(), &levels_[at]);
+    const auto levels = all_of(levels_[at], options_.chunk_frames);
     transformer_.flow(ctx, latents, pass(ctx, next_frame_, levels), flow_);
     schedule_.to_clean(timesteps_[at], latents, flow_, latents);
     if (step + 1 == num_steps()) break;
@@ -139,7 +143,7 @@ void ChunkRollout::next_chunk(Context& ctx, const NoiseSource& noise, View laten
 void ChunkRollout::remember(Context& ctx, View latents) {
   for (int64_t begin = 0; begin < latents.dim(0); begin += options_.chunk_frames) {
     const int64_t end = std::min(begin + options_.chunk_frames, latents.dim(0));
-    const std::vector<const wan::Level*> clean(static_cast<size_t>(end - begin), &levels_.back());
+    const auto clean = all_of(levels_.back(), end - begin);
     transformer_.commit(ctx, latents.rows(begin, end), pass(ctx, next_frame_, clean),
                         {next_frame_, end - begin});
     next_frame_ += end - begin;
@@ -172,7 +176,7 @@ void ChunkRollout::switch_prompt(Context& ctx, View text) {
     else
       layer.memory.cache->reset();
   }
-  const std::vector<const wan::Level*> clean(static_cast<size_t>(num_recent_), &levels_.back());
+  const auto clean = all_of(levels_.back(), num_recent_);
   wan::Pass again = pass(ctx, first_frame, clean);
   again.unread_frames = unread;
   again.reading.next_frame = first_frame + unread;
@@ -216,11 +220,11 @@ void RollingRollout::run_window(Context& ctx, const NoiseSource& noise) {
   const auto step_of = [&](int64_t index) { return window_ - first - index; };
   if (newest == window_) noise({newest * options_.chunk_frames, 0}, chunk(noisy_, count - 1));
 
-  std::vector<const wan::Level*> levels;
+  frame_levels_.clear();
   for (int64_t i = 0; i < count; ++i)
-    levels.insert(levels.end(), static_cast<size_t>(options_.chunk_frames),
-                  &levels_[static_cast<size_t>(step_of(i))]);
-  wan::Pass all = pass(ctx, next_frame_, levels);
+    frame_levels_.insert(frame_levels_.end(), static_cast<size_t>(options_.chunk_frames),
+                         &levels_[static_cast<size_t>(step_of(i))]);
+  wan::Pass all = pass(ctx, next_frame_, frame_levels_);
   const int64_t num_frames = count * options_.chunk_frames;
   all.reading.window_frames = options_.context_frames - num_frames - options_.sink_frames;
   transformer_.flow(ctx, noisy_.view().rows(0, num_frames), all, flow_.view().rows(0, num_frames));
@@ -238,8 +242,7 @@ void RollingRollout::run_window(Context& ctx, const NoiseSource& noise) {
 }
 
 void RollingRollout::remember_first(Context& ctx, View latents) {
-  const std::vector<const wan::Level*> clean(static_cast<size_t>(options_.chunk_frames),
-                                             &levels_.back());
+  const auto clean = all_of(levels_.back(), options_.chunk_frames);
   wan::Pass alone = pass(ctx, next_frame_, clean);
   // As many frames as fit; the sink is read in its own place while they reach back to it.
   const int64_t history = options_.context_frames - options_.chunk_frames;

@@ -69,6 +69,9 @@ class WanRollout {
 
   int64_t num_steps() const { return static_cast<int64_t>(timesteps_.size()); }
 
+  // A list of `count` frames, all of one level; valid until the next call.
+  std::span<const wan::Level* const> all_of(const wan::Level& level, int64_t count);
+
   // The pass of the frames from first_frame on whose levels are given.
   wan::Pass pass(Context& ctx, int64_t first_frame, std::span<const wan::Level* const> levels);
 
@@ -77,6 +80,7 @@ class WanRollout {
   wan::Schedule schedule_;
   std::vector<float> timesteps_;    // warped
   std::vector<wan::Level> levels_;  // of the timesteps; the last one is the clean level
+  std::vector<const wan::Level*> frame_levels_;  // of the frames of a pass
   std::vector<LayerState> layers_;
   int64_t next_frame_ = 0;
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "io/json.h"
 
 namespace longtake::wan {
 namespace {
@@ -47,6 +48,22 @@ std::string with_beginning(std::string text, const Names (&names)[N]) {
   return text;
 }
 
+// The file's tensors under the first key of `order` that is there; `what` they are, for errors.
+Checkpoint open_group(const std::string& path, const std::vector<std::string>& order,
+                      const char* what) {
+  Checkpoint file(path);
+  const auto groups = file.groups();
+  for (const std::string& wanted : order) {
+    if (groups.count(wanted) == 0) continue;
+    file.keep_group(wanted);
+    return file;
+  }
+  std::string found;
+  for (const std::string& other : groups) found += (found.empty() ? "" : ", ") + printable(other);
+  throw Error(ErrorKind::kInput, str(path, ": expected ", what, ", found ",
+                                     found.empty() ? "no tensors" : "tensors under " + found));
+}
+
 }  // namespace
 
 std::string original_name(std::string name) {
@@ -66,21 +83,16 @@ std::string original_name(std::string name) {
 }
 
 Checkpoint open_generator(const std::string& path, const std::string& group) {
-  Checkpoint file(path);
-  const auto groups = file.groups();
   std::vector<std::string> order = {"generator_ema", "generator", "model", ""};
   if (!group.empty()) order.insert(order.begin(), group);
-  for (const std::string& wanted : order) {
-    if (groups.count(wanted) == 0) continue;
-    file.keep_group(wanted);
-    file.rename(original_name);
-    return file;
-  }
-  std::string found;
-  for (const std::string& other : groups) found += (found.empty() ? "" : ", ") + other;
-  throw Error(ErrorKind::kInput,
-              str(path, ": expected weights under generator_ema, generator, ",
-                  "model or at the top, found ", found.empty() ? "no tensors" : found));
+  Checkpoint file =
+      open_group(path, order, "weights under generator_ema, generator, model or at the top");
+  file.rename(original_name);
+  return file;
+}
+
+Checkpoint open_lora(const std::string& path) {
+  return open_group(path, {"generator_lora", ""}, "updates under generator_lora or at the top");
 }
 
 }  // namespace longtake::wan

@@ -15,6 +15,10 @@ namespace longtake::wan {
 // translated. Throws Error (kInput).
 Checkpoint open_generator(const std::string& path, const std::string& group = "");
 
+// The low-rank updates of a generator, which WeightTable::merge_lora takes: those under
+// generator_lora, or those of the file itself. Throws Error (kInput).
+Checkpoint open_lora(const std::string& path);
+
 // The name in the original code of a tensor that any of the known exporters named.
 std::string original_name(std::string name);
 
