@@ -18,6 +18,9 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
+  // The part's memory may go; it is read from the file again when it is looked at again.
+  static void release(std::span<const std::byte> part);
+
  private:
   const std::byte* data_ = nullptr;
   size_t size_ = 0;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "io/mapped_file.h"
 
 namespace longtake {
 namespace {
@@ -87,6 +88,10 @@ bool StoredTensor::is_dense() const {
 View StoredTensor::view() const {
   LONGTAKE_CHECK(is_dense(), name);
   return View(const_cast<std::byte*>(data), dtype, Device{}, shape);
+}
+
+void StoredTensor::release() const {
+  if (is_dense()) MappedFile::release({data, bytes()});
 }
 
 Shape dense_strides(const Shape& shape) {

@@ -29,6 +29,9 @@ struct StoredTensor {
 
   // The file's own memory, not to be written.
   View view() const;
+
+  // The tensor's memory may go until it is read again. A dense one of a mapped file.
+  void release() const;
 };
 
 // Strides of a row-major tensor without gaps, in elements.

@@ -103,6 +103,7 @@ std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, co
     stored.scale = scale->view();
   }
   if (ctx_ == nullptr || stays_in_file) return stored;
+  stored.source = tensor;
   const bool as_it_is = tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16 || is_i8;
   if (as_it_is && tensor->is_dense()) {
     stored.data = tensor->view();
@@ -151,7 +152,7 @@ void WeightTable::add_lora(const std::string& name, const Shape& shape, Stored& 
   Tensor merged(ctx_->device(), DType::kF32, shape);
   widen(weight.data.reshape(shape), weight.scale, merged);
   axpby(*ctx_, 1, merged, lora_scale_, update, merged);
-  weight = {merged, View(), std::move(merged)};
+  weight = {merged, View(), std::move(merged), weight.source};
 }
 
 void WeightTable::linear(const std::string& name, int64_t out, int64_t in, DType compute,
@@ -174,6 +175,7 @@ void WeightTable::linear(const std::string& name, int64_t out, int64_t in, DType
     if (form.has_bias) wide_bias = reorder_rows(wide_bias, View(), form.row_order);
   }
   field.emplace(*ctx_, weight->data.reshape(shape), weight->scale, wide_bias, compute);
+  weight->source->release();
   bytes_ += field->bytes();
 }
 
@@ -210,6 +212,7 @@ void WeightTable::conv(const std::string& name, int64_t out, int64_t in, DType c
   }
   field.emplace(*ctx_, weight->data.reshape({out, taps * in, form.kernel, form.kernel}),
                 weight->scale, wide_bias, form.stride, static_cast<int>(form.kernel / 2), compute);
+  weight->source->release();
   bytes_ += field->bytes();
 }
 

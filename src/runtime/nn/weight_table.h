@@ -87,6 +87,8 @@ class WeightTable {
     View data;    // of the file, or of `copy`
     View scale;   // of i8 rows, else empty
     Tensor copy;  // what had to be converted: f32
+    // Its memory goes when the layer has its own copy, so that loading does not need both.
+    const StoredTensor* source = nullptr;
   };
 
   // nullopt: a problem was noted.
