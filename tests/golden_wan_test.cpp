@@ -232,7 +232,7 @@ TEST_F(GoldenWan, SelfForcingLoops) {
     WanOptions options = self_forcing_options();
     options.steps = run.at("steps").get<std::vector<int64_t>>();
     options.shift = run.at("shift");
-    options.chunk_frames = run.at("nfpb").is_null() ? 3 : run.at("nfpb").get<int64_t>();
+    options.chunk_frames = run.at("nfpb");
     options.context_frames = run.value("local", run.value("cap", options.context_frames));
     options.sink_frames = run.value("sink", 0);
     options.height = model.height;
