@@ -170,7 +170,7 @@ TEST_F(Cli, Inspects) {
 }
 
 TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
-  expect_failure({}, 2, "command: expected generate, compare or inspect");
+  expect_failure({}, 2, "command: expected generate, compare, calibrate or inspect");
   expect_failure({"direct"}, 2, "found \"direct\"");
   expect_failure({"serve", "--port", "1"}, 2, "found serve");
   expect_failure({"generate"}, 2, "--out");
@@ -274,6 +274,54 @@ TEST_F(Cli, CompareRefusesBadInput) {
   write_text(scratch_ / "prompts.txt", "# nothing\n");
   expect_failure(compare({"--prompts", scratch_ / "prompts.txt"}), 3, "at least one prompt");
   expect_failure(compare({"--prompts", scratch_ / "prompts.txt", "--maps", "3"}), 2, "--maps");
+}
+
+TEST_F(Cli, CalibratesAndPlaysCalibrated) {
+  const std::string folder = copy_tiny_model(scratch_);
+  const Result result = run({"calibrate", "--model", folder, "--maps", "1", "--frames", "37",
+                             "--probe-every", "4", "--method", "annsa-quant:density=0", "--quiet"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  EXPECT_NE(result.out.find("at 1 probes"), std::string::npos) << result.out;
+  const auto file = nlohmann::json::parse(read_text(folder + "/calibration.json"));
+  EXPECT_EQ(file["layers"].size(), 2U);
+  const Result inspected = run({"inspect", folder});
+  EXPECT_NE(inspected.out.find(result.out), std::string::npos) << inspected.out;
+
+  const auto dense_layers = [&](const Args& extra) {
+    Args args = {"--frames", "1", "--stats", scratch_ / "s.json"};
+    args.insert(args.end(), extra.begin(), extra.end());
+    const Result played = run(generate(args, folder));
+    EXPECT_EQ(played.code, 0) << played.err;
+    const std::string method = nlohmann::json::parse(read_text(scratch_ / "s.json"))["method"];
+    const std::string key = "dense-layers=";
+    const size_t at = method.find(key) + key.size();
+    return method.substr(at, method.find(':', at) - at);
+  };
+  const bool first = file["layers"][0]["dense"];
+  EXPECT_EQ(dense_layers({"--preset", "annsa"}), first ? "0" : "1");
+  EXPECT_EQ(dense_layers({"--preset", "annsa", "--dense-layers", "none"}), "none");
+  // A file named by a flag counts before the one beside the model.
+  auto other = file;
+  for (auto& layer : other["layers"]) layer["dense"] = !layer["dense"].get<bool>();
+  write_text(scratch_ / "other.json", other.dump());
+  EXPECT_EQ(dense_layers({"--preset", "annsa", "--calibration", scratch_ / "other.json"}),
+            first ? "1" : "0");
+
+  replace_in_file(folder + "/calibration.json", "\"model_fingerprint\": \"",
+                  "\"model_fingerprint\": \"0");
+  expect_failure(generate({"--preset", "annsa"}, folder), 3, "calibration.json: model_fingerprint");
+  EXPECT_EQ(run(generate({"--frames", "1", "--quiet"}, folder)).code, 0) << "dense needs none";
+  expect_failure(generate({"--preset", "annsa", "--calibration", scratch_ / "none.json"}), 3,
+                 "none.json");
+  expect_failure(generate({"--preset", "annsa", "--dense-layers", "2"}), 2,
+                 "dense-layers: expected indices in 0..1, found 2");
+  expect_failure({"calibrate", "--model", kTinyModel, "--frames", "36", "--probe-every", "4"}, 2,
+                 "--frames: expected more than the 32 given ones and the 4 up to the first probe");
+  expect_failure({"calibrate", "--model", kTinyModel, "--method", "window"}, 2,
+                 "--method: expected one with annsa, found window");
+  expect_failure({"calibrate", "--model", kTinyModel, "--out", scratch_ / "no/c.json"}, 2,
+                 "--out: expected a writable file");
 }
 
 TEST_F(Cli, UnwritablePlacesAreFoundAtTheStart) {

@@ -12,7 +12,9 @@
 #include "device/buffer.h"
 #include "models/world/model.h"
 #include "ops/linear.h"
+#include "pipeline/calibration.h"
 #include "pipeline/comparison.h"
+#include "pipeline/rollout.h"
 #include "pipeline/schedule.h"
 #include "pipeline/session.h"
 #include "pipeline/stats.h"
@@ -126,6 +128,27 @@ TEST(Method, NamesWhatIsWrong) {
   EXPECT_EQ(message("tempcache:merge-rule=paper:merge-key=mean"),
             "merge-key: expected merge-rule=nats beside it, found merge-rule=paper");
   EXPECT_EQ(message("tempcache:merge-threshold=nan").rfind("merge-threshold: expected", 0), 0U);
+}
+
+TEST(Method, NamesDenseParts) {
+  const auto named = [](const std::string& text, int64_t num_layers) {
+    Method method = parse_method(text);
+    if (method.num_steps == 0) method.num_steps = 4;
+    method = name_dense_parts(method, num_layers);
+    return method.get("dense-steps") + " " + method.get("dense-layers");
+  };
+  EXPECT_EQ(named("annsa", 8), "0 0+1") << "30 % of 4 and of 8";
+  EXPECT_EQ(named("annsa:steps=10", 1), "0+1+2 none");
+  EXPECT_EQ(named("annsa:dense-steps=3+0+3:dense-layers=none", 8), "0+3 none");
+  EXPECT_EQ(parse_method("annsa").get("dense-layers"), "auto");
+  EXPECT_THROW(parse_method("annsa:dense-steps=0.3"), Error);
+  EXPECT_THROW(parse_method("annsa:dense-layers=0++1"), Error);
+  try {
+    named("annsa:dense-layers=0+8", 8);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "dense-layers: expected indices in 0..7, found 8");
+  }
 }
 
 class SessionTest : public testing::TestWithParam<std::tuple<DType, std::string>> {
@@ -269,7 +292,7 @@ TEST(StepCache, SkipsOnlyWhatTheThresholdAllows) {
     EXPECT_EQ(most, 2) << "the first and the last step";
     // The step that would have chosen of the prompt is skipped: the next one must choose.
     int64_t both = 0;
-    run(method + "1000:cross-attention=annca:dense-steps=0.25", &both);
+    run(method + "1000:cross-attention=annca:dense-steps=0", &both);
     EXPECT_EQ(both, 2);
   }
 }
@@ -283,9 +306,9 @@ TEST(Comparison, MethodsEqualToDenseScoreFully) {
   scenario.prompt = "a winter land with a red tower .";
   scenario.cameras.resize(7);
   std::vector<NamedMethod> methods;
-  for (const char* name :
-       {"dense", "window:100", "annsa-lsh:density=1:dense-layers=0", "annca-quant:prompt-density=1",
-        "annca-lsh:prompt-density=0.2", "steps=4:step-cache=flowcache:step-threshold=1000"})
+  for (const char* name : {"dense", "window:100", "annsa-lsh:density=1:dense-layers=none",
+                           "annca-quant:prompt-density=1", "annca-lsh:prompt-density=0.2",
+                           "steps=4:step-cache=flowcache:step-threshold=1000"})
     methods.push_back({name, parse_method(name)});
   ComparisonOptions options;
   options.free_running = false;
@@ -316,6 +339,183 @@ TEST(Comparison, MethodsEqualToDenseScoreFully) {
       EXPECT_NEAR(score.density, equal ? 1 : 2.0 / 7, equal ? 1e-6 : 0.1) << row.name;
     }
   }
+}
+
+// The history of one rollout serves any selection: what is chosen anew plays like a rollout made
+// so.
+TEST(Rollout, ChangesItsSelection) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  const Tensor text =
+      model.text_encoder.encode(ctx, model.vocabulary.tokenize("a winter land with a red tower ."));
+  const Method dense = parse_method("steps=3");
+  const Method sparse = parse_method(
+      "steps=3:self-attention=annsa:cross-attention=annca:density=0:dense-steps=1:dense-layers=0");
+  Rollout changed(ctx, model, text, dense, 8), made(ctx, model, text, sparse, 8);
+  const auto& sizes = model.config.transformer;
+  const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
+  const Tensor z({}, DType::kF32, latent), other({}, DType::kF32, latent);
+  const auto play = [&](Rollout& rollout, int64_t frame, View out) {
+    rollout.begin_frame(ctx, frame, 1400, 1480);
+    rollout.denoise(ctx, 11, out);
+  };
+  for (int64_t frame = 0; frame < 5; ++frame) {
+    play(changed, frame, z);
+    made.begin_frame(ctx, frame, 1400, 1480);
+    for (Rollout* rollout : {&changed, &made}) rollout->remember(ctx, z);
+  }
+  const auto bits = [](View view) {
+    return std::vector<float>(view.data<float>(), view.data<float>() + view.numel());
+  };
+  play(changed, 5, z);
+  const auto before = bits(z);
+  play(made, 5, other);
+  EXPECT_NE(before, bits(other));
+  changed.set_selection(ctx, sparse);
+  play(changed, 5, z);
+  EXPECT_EQ(bits(z), bits(other));
+  EXPECT_LT(changed.density(), 1);
+  EXPECT_EQ(changed.method().get("dense-steps"), "1");
+  changed.set_selection(ctx, dense);
+  play(changed, 5, z);
+  EXPECT_EQ(bits(z), before);
+  EXPECT_EQ(changed.density(), 1);
+}
+
+Scenario standing_still(int64_t num_frames) {
+  Scenario scenario;
+  scenario.name = "standing still";
+  scenario.prompt = "a winter land with a red tower .";
+  scenario.cameras.resize(static_cast<size_t>(num_frames));
+  return scenario;
+}
+
+Calibration calibrate_tiny(Context& ctx, const world::Model& model, const std::string& method) {
+  CalibrationOptions options;
+  options.method = parse_method(method);
+  options.probe_every = 6;  // frame 6 and no other
+  options.query_stride = 8;
+  return calibrate(
+      ctx, model, {standing_still(8)}, options, [] { return false; }, [](const auto&) {});
+}
+
+TEST(Calibration, MeasuresWhatAComparisonDoes) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  const Calibration found = calibrate_tiny(ctx, model, "annsa-quant:density=0:steps=3");
+  EXPECT_EQ(found.num_probes, 1);
+  ASSERT_EQ(found.steps.size(), 3U);
+  ASSERT_EQ(found.layers.size(), 2U);
+  std::vector<NamedMethod> methods;
+  const std::string sparse = "annsa-quant:density=0:steps=3";
+  for (const std::string& name :
+       {std::string("dense:steps=3"), sparse + ":dense-steps=none:dense-layers=1",
+        sparse + ":dense-steps=none:dense-layers=0", sparse + ":dense-steps=1+2:dense-layers=none",
+        sparse + ":dense-steps=0+2:dense-layers=none",
+        sparse + ":dense-steps=0+1:dense-layers=none",
+        sparse + ":dense-steps=none:dense-layers=none"})
+    methods.push_back({name, parse_method(name)});
+  ComparisonOptions options;
+  options.free_running = false;
+  options.probe_every = 6;
+  options.score_every = options.score_stride = 1;
+  const ComparisonResult expected = compare(
+      ctx, model, {standing_still(8)}, methods, options, [] { return false; }, [](const auto&) {});
+  std::vector<CalibratedPart> parts = found.layers;
+  parts.insert(parts.end(), found.steps.begin(), found.steps.end());
+  for (size_t i = 0; i < parts.size(); ++i) {
+    EXPECT_GT(parts[i].error, 0);
+    EXPECT_NEAR(parts[i].error, expected.methods[i + 1].lockstep_l2.value(), 1e-9) << i;
+  }
+  // One of two layers and of three steps: the worst.
+  for (const auto& same : {found.layers, found.steps}) {
+    double worst = 0, dense = 0;
+    int64_t count = 0;
+    for (const CalibratedPart& part : same) {
+      worst = std::max(worst, part.error);
+      if (part.dense) dense = part.error;
+      count += part.dense ? 1 : 0;
+    }
+    EXPECT_EQ(count, 1);
+    EXPECT_EQ(dense, worst);
+  }
+  for (const auto& heads : found.heads) {
+    ASSERT_EQ(heads.size(), 1U);
+    EXPECT_GT(heads[0].recall, 0.3);
+    EXPECT_LT(heads[0].recall, 1);
+    EXPECT_GE(heads[0].oracle, heads[0].recall);
+  }
+}
+
+TEST(Calibration, NothingIsLostWhereEverythingIsRead) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  const Calibration found = calibrate_tiny(ctx, model, "annsa-lsh:density=1");
+  for (const auto& parts : {found.steps, found.layers}) {
+    for (const CalibratedPart& part : parts) EXPECT_EQ(part.error, 0);
+  }
+  for (const auto& heads : found.heads) EXPECT_NEAR(heads[0].recall, 1, 1e-6);
+}
+
+TEST(Calibration, IsReadBackAndFillsWhatIsOpen) {
+  const ScratchFolder scratch;
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  Calibration written;
+  written.model_fingerprint = 0x123456789abcdef0;
+  written.method = parse_method("annsa").to_string();
+  written.num_probes = 7;
+  written.steps = {{0.125, false}, {0.25, true}};
+  written.layers = {{0.5, true}, {1e-3, false}};
+  written.heads = {{{0.5, 0.75}}, {{0.25, 1}}};
+  const std::string path = scratch / "calibration.json";
+  const std::string text = written.to_json();
+  write_text(path, text);
+  const auto read = [&] { return read_calibration(path, model.config, 0x123456789abcdef0); };
+  EXPECT_EQ(read().to_json(), text);
+
+  const auto applied = [&](const std::string& method) {
+    Method out = parse_method(method);
+    apply(read(), 2, out);
+    return out.get("dense-steps") + " " + out.get("dense-layers");
+  };
+  EXPECT_EQ(applied("annsa"), "1 0");
+  EXPECT_EQ(applied("annsa:dense-steps=0:dense-layers=none"), "0 none");
+  EXPECT_EQ(applied("annsa:steps=4"), "auto 0") << "its steps are not these";
+
+  const auto message = [&](const std::string& changed) {
+    write_text(path, changed);
+    try {
+      read();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInput);
+      EXPECT_EQ(std::string(error.what()).rfind(path, 0), 0U) << error.what();
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string changed = text;
+    return changed.replace(changed.find(from), from.size(), to);
+  };
+  EXPECT_NE(message("{").find("valid JSON"), std::string::npos);
+  EXPECT_NE(message("{}").find("kind: expected a string, found no such key"), std::string::npos);
+  EXPECT_NE(message(with("-calibration", "-state")).find("found \"longtake-state\""),
+            std::string::npos);
+  EXPECT_NE(message(with("123456789abcdef0", "0")).find("expected \"123456789abcdef0\", found"),
+            std::string::npos);
+  EXPECT_NE(message(with("\"version\": 1", "\"version\": 2")).find("1..1, found 2"),
+            std::string::npos);
+  EXPECT_NE(message(with("\"num_steps\": 2", "\"num_steps\": 3"))
+                .find("steps: expected a list of 3 objects, found array of 2"),
+            std::string::npos);
+  EXPECT_NE(message(with("true", "1")).find("steps[1].dense: expected true or false, found 1"),
+            std::string::npos);
+  EXPECT_NE(message(with("density=0.25", "density=2"))
+                .find("method: density: expected a number in 0..1, found \"2\""),
+            std::string::npos);
+  EXPECT_NE(message(with("0.75", "75")).find("heads[0].oracle: expected a number"),
+            std::string::npos);
 }
 
 TEST(Session, RefusesBadPrompts) {

@@ -49,6 +49,22 @@ CLI::Validator one_of(std::vector<std::string> known, std::vector<std::string> l
       "", "");
 }
 
+// What every command that plays takes.
+template <typename Flags>
+void add_device(CLI::App& app, Flags& flags) {
+  app.add_option("--device", flags.device, "cpu");
+  app.add_option("--threads", flags.threads, "CPU threads (default: all)")
+      ->check(integer_in(1, 1024));
+  app.add_option("--dtype", flags.dtype, "f32 | bf16 (default: bf16 where the CPU multiplies it)")
+      ->check(one_of({"f32", "bf16"}, {"fp8", "int8"}));
+}
+
+void add_calibration(CLI::App& app, std::string& flag) {
+  app.add_option("--calibration", flag,
+                 "file of longtake calibrate (default: calibration.json beside the model, if there "
+                 "is one)");
+}
+
 void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--model", flags.model, "model folder (default: the embedded world model)");
   auto* prompt = app.add_option("--prompt", flags.prompt, "what the world looks like, in words");
@@ -82,11 +98,8 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
           flags.method.emplace_back(key, value);
         },
         str(option.values, ": ", option.help));
-  app.add_option("--device", flags.device, "cpu");
-  app.add_option("--threads", flags.threads, "CPU threads (default: all)")
-      ->check(integer_in(1, 1024));
-  app.add_option("--dtype", flags.dtype, "f32 | bf16 (default: bf16 where the CPU multiplies it)")
-      ->check(one_of({"f32", "bf16"}, {"fp8", "int8"}));
+  add_calibration(app, flags.calibration);
+  add_device(app, flags);
   app.add_option("--save-state", flags.save_state, "file to save the session in at the end");
   app.add_option("--load-state", flags.load_state, "continue a saved session");
   app.add_option("--stats", flags.stats, "file for what every frame cost, as JSON");
@@ -115,6 +128,7 @@ void add_compare(CLI::App& app, CompareFlags& flags) {
       ->check(one_of({"exact", "off-phase", "steady"}, {}));
   app.add_option("--frames", flags.frames, "of every scenario (default: 160)")
       ->check(integer_in(1, kMostFrames));
+  add_calibration(app, flags.calibration);
   app.add_option("--mode", flags.mode, "lockstep | free | both (default: both)")
       ->check(one_of({"lockstep", "free", "both"}, {}));
   app.add_option("--probe-every", flags.probe_every,
@@ -122,11 +136,24 @@ void add_compare(CLI::App& app, CompareFlags& flags) {
       ->check(integer_in(1, kMostFrames));
   app.add_option("--out", flags.out,
                  "folder for report.html, report.json and videos; must be given");
-  app.add_option("--device", flags.device, "cpu");
-  app.add_option("--threads", flags.threads, "CPU threads (default: all)")
-      ->check(integer_in(1, 1024));
-  app.add_option("--dtype", flags.dtype, "f32 | bf16 (default: bf16 where the CPU multiplies it)")
-      ->check(one_of({"f32", "bf16"}, {"fp8", "int8"}));
+  add_device(app, flags);
+  app.add_flag("--quiet", flags.quiet, "the table only");
+}
+
+void add_calibrate(CLI::App& app, CalibrateFlags& flags) {
+  app.add_option("--model", flags.model, "model folder (default: the embedded world model)");
+  app.add_option("--method", flags.method,
+                 "what is calibrated, a method with annsa (default: " + flags.method + ")");
+  app.add_option("--maps", flags.maps, "maps of the world that are played (default: 2)")
+      ->check(integer_in(1, 10'000));
+  app.add_option("--first-map", flags.first_map, "seed of the first map (default: 610000)")
+      ->check(number_in<uint64_t>(0, std::numeric_limits<uint64_t>::max() >> 1, "an integer"));
+  app.add_option("--frames", flags.frames, "of every map (default: 112)")
+      ->check(integer_in(1, kMostFrames));
+  app.add_option("--probe-every", flags.probe_every, "frames between probes (default: 16)")
+      ->check(integer_in(1, kMostFrames));
+  app.add_option("--out", flags.out, "FILE.json (default: calibration.json beside the model)");
+  add_device(app, flags);
   app.add_flag("--quiet", flags.quiet, "the table only");
 }
 
@@ -138,9 +165,10 @@ void expect_command(const CLI::App& app, int argc, const char* const* argv) {
     return command->check_name(word);
   });
   if (known || word.rfind('-', 0) == 0) return;
-  throw Error(ErrorKind::kUsage,
-              str("command: expected generate, compare or inspect (see longtake --help), found ",
-                  word.empty() ? "none" : '"' + word + '"'));
+  throw Error(
+      ErrorKind::kUsage,
+      str("command: expected generate, compare, calibrate or inspect (see longtake --help), found ",
+          word.empty() ? "none" : '"' + word + '"'));
 }
 
 // CLI11's own messages, in one line.
@@ -159,6 +187,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   app.require_subcommand(1);
   GenerateFlags generate;
   CompareFlags compare;
+  CalibrateFlags calibrate;
   InspectFlags inspect;
   std::string ignored;
   CLI::App* generate_app = app.add_subcommand("generate", "a prompt and actions become a video");
@@ -166,6 +195,9 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App* compare_app = app.add_subcommand(
       "compare", "several methods play the same scenarios: speed, memory, and the error of both");
   add_compare(*compare_app, compare);
+  CLI::App* calibrate_app = app.add_subcommand(
+      "calibrate", "which layers and steps of a model should stay dense under sparse attention");
+  add_calibrate(*calibrate_app, calibrate);
   CLI::App* inspect_app =
       app.add_subcommand("inspect", "what is inside a model, a checkpoint or a saved state");
   inspect_app->add_option("path", inspect.path, "model folder, .safetensors file or state")
@@ -178,10 +210,11 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    std::cout << (generate_app->parsed()  ? generate_app
-                  : compare_app->parsed() ? compare_app
-                  : inspect_app->parsed() ? inspect_app
-                                          : &app)
+    std::cout << (generate_app->parsed()    ? generate_app
+                  : compare_app->parsed()   ? compare_app
+                  : calibrate_app->parsed() ? calibrate_app
+                  : inspect_app->parsed()   ? inspect_app
+                                            : &app)
                      ->help();
     return {};
   } catch (const CLI::CallForVersion&) {
@@ -192,13 +225,15 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   }
   for (const CLI::App* command : later) {
     if (command->parsed())
-      throw Error(ErrorKind::kUsage,
-                  str("command: expected generate, compare or inspect in this version, found ",
-                      command->get_name()));
+      throw Error(
+          ErrorKind::kUsage,
+          str("command: expected generate, compare, calibrate or inspect in this version, found ",
+              command->get_name()));
   }
   CommandLine line;
   if (generate_app->parsed()) line.generate = std::move(generate);
   if (compare_app->parsed()) line.compare = std::move(compare);
+  if (calibrate_app->parsed()) line.calibrate = std::move(calibrate);
   if (inspect_app->parsed()) line.inspect = std::move(inspect);
   return line;
 }

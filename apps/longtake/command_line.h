@@ -20,7 +20,8 @@ struct GenerateFlags {
   std::optional<uint64_t> seed;
   std::string out;
   std::string preset;
-  MethodSettings method;  // on top of the preset
+  MethodSettings method;    // on top of the preset
+  std::string calibration;  // empty: the one beside the model, if there is one
   std::string device = "cpu";
   int64_t threads = 0;
   std::string dtype;
@@ -38,9 +39,24 @@ struct CompareFlags {
   std::string route = "exact";
   int64_t frames = 160;
   std::string methods = "dense,window:14,tempcache-lsh,tempcache-quant";
+  std::string calibration;
   std::string mode = "both";
   int64_t probe_every = 16;
   std::string out;
+  std::string device = "cpu";
+  int64_t threads = 0;
+  std::string dtype;
+  bool quiet = false;
+};
+
+struct CalibrateFlags {
+  std::string model;  // empty: the embedded model
+  std::string method = "annsa-quant";
+  int64_t maps = kDefaultMaps;
+  uint64_t first_map = 610'000;  // training, evaluation and reports use others
+  int64_t frames = 112;
+  int64_t probe_every = 16;
+  std::string out;  // empty: beside the model
   std::string device = "cpu";
   int64_t threads = 0;
   std::string dtype;
@@ -55,6 +71,7 @@ struct InspectFlags {
 struct CommandLine {
   std::optional<GenerateFlags> generate;
   std::optional<CompareFlags> compare;
+  std::optional<CalibrateFlags> calibrate;
   std::optional<InspectFlags> inspect;
 };
 

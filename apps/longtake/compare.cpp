@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
-#include <fstream>
 #include <vector>
 
 #include "base/error.h"
@@ -60,13 +59,6 @@ std::vector<Scenario> choose_scenarios(const CompareFlags& flags, const world::C
   return map_scenarios(flags.first_map, flags.maps.value_or(kDefaultMaps), route, flags.frames);
 }
 
-void write_text(const fs::path& path, const std::string& text) {
-  std::ofstream out(path, std::ios::trunc | std::ios::binary);
-  out << text;
-  out.close();
-  if (!out) throw Error(str("--out: expected to write ", path.string(), ", found a failing file"));
-}
-
 }  // namespace
 
 int compare(const CompareFlags& flags) {
@@ -76,9 +68,11 @@ int compare(const CompareFlags& flags) {
   const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
   const world::Config config = world::read_config(folder);
   if (flags.out.empty()) usage("--out: expected a folder for the report, found none");
-  const std::vector<NamedMethod> methods = parse_methods(flags.methods);
-  for (const NamedMethod& named : methods)
-    cache_options(named.method, config.transformer, dtype, 0);  // contradictions show now
+  std::vector<NamedMethod> methods = parse_methods(flags.methods);
+  for (NamedMethod& named : methods) {
+    apply_calibration(flags.calibration, folder, config, named.method);
+    expect_playable(named.method, config, dtype);
+  }
   const std::vector<Scenario> scenarios = choose_scenarios(flags, config);
   std::error_code error;
   fs::create_directories(flags.out, error);
@@ -97,8 +91,8 @@ int compare(const CompareFlags& flags) {
   const ComparisonResult result = longtake::compare(
       ctx, model, scenarios, methods, options, [] { return stop_signal() != 0; }, progress);
   const fs::path out = flags.out;
-  write_text(out / "report.json", to_json(result));
-  write_text(out / "report.html", to_html(result, flags.out));
+  write_file("--out", (out / "report.json").string(), to_json(result));
+  write_file("--out", (out / "report.html").string(), to_html(result, flags.out));
   fmt::print("{}", to_table(result));
   if (!flags.quiet) fmt::print(stderr, "report: {}\n", (out / "report.html").string());
   if (stop_signal() != 0)

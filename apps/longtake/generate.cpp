@@ -10,7 +10,6 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <memory>
 #include <string>
@@ -50,18 +49,6 @@ double ms_since(Clock::time_point start) {
 
 [[noreturn]] void usage(const std::string& message) {
   throw Error(ErrorKind::kUsage, message);
-}
-
-// A file to be written at the end is opened at the start: nobody waits an hour for "permission
-// denied".
-void expect_writable(const char* flag, const std::string& path) {
-  if (path.empty()) return;
-  const fs::path folder = fs::path(path).parent_path();
-  const std::string parent = folder.empty() ? "." : folder.string();
-  std::error_code error;
-  if (fs::is_directory(path, error) || ::access(parent.c_str(), W_OK) != 0 ||
-      (fs::exists(path, error) && ::access(path.c_str(), W_OK) != 0))
-    usage(str(flag, ": expected a writable file, found ", path));
 }
 
 void expect_size(const std::string& flag, const world::TransformerConfig& sizes) {
@@ -113,8 +100,8 @@ Method choose_method(const GenerateFlags& flags) {
   }
 }
 
-Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dtype,
-               const SavedSession* saved) {
+Plan make_plan(const GenerateFlags& flags, const std::string& folder, const world::Config& config,
+               DType dtype, const SavedSession* saved) {
   constexpr size_t kMaxPromptBytes = 1 << 20;
   if (flags.out.empty()) usage("--out: expected FILE.mp4 or a folder of PNG frames, found none");
   Plan plan;
@@ -130,7 +117,8 @@ Plan make_plan(const GenerateFlags& flags, const world::Config& config, DType dt
   if (flags.seed) plan.session.seed = *flags.seed;
   if (saved == nullptr || !flags.preset.empty() || !flags.method.empty())
     plan.session.method = choose_method(flags);
-  cache_options(plan.session.method, config.transformer, dtype, 0);  // contradictions show now
+  apply_calibration(flags.calibration, folder, config, plan.session.method);
+  expect_playable(plan.session.method, config, dtype);
   plan.actions = choose_actions(flags, saved, plan.next_action);
   plan.frames = choose_frames(flags, plan, saved != nullptr);
   const int64_t before = saved != nullptr ? saved->next_frame : 0;
@@ -177,13 +165,6 @@ void remember_init(const std::string& path, const world::TransformerConfig& size
   }
   if (session.next_frame() == 0 && stop_signal() == 0)
     throw Error(ErrorKind::kInput, str(path, ": expected at least one frame, found none"));
-}
-
-void write_stats(const std::string& path, const RunStats& stats) {
-  std::ofstream out(path, std::ios::trunc);
-  out << stats.to_json();
-  out.close();
-  if (!out) throw Error(str("--stats: expected to write ", path, ", found a failing file"));
 }
 
 void print_summary(const RunStats& stats, const std::string& out) {
@@ -254,10 +235,10 @@ int generate(const GenerateFlags& flags) {
     if (!flags.init.empty()) usage("--init: expected a fresh session, found --load-state");
     saved = std::make_unique<SavedSession>(read_saved_session(flags.load_state));
   }
-  const Plan plan = make_plan(flags, config, dtype, saved.get());
+  const Plan plan = make_plan(flags, folder, config, dtype, saved.get());
   expect_room(plan, config, dtype);
-  expect_writable("--stats", flags.stats);
-  expect_writable("--save-state", flags.save_state);
+  if (!flags.stats.empty()) expect_writable("--stats", flags.stats);
+  if (!flags.save_state.empty()) expect_writable("--save-state", flags.save_state);
 
   Context ctx(device, static_cast<int>(flags.threads));
   const world::Model model = world::load_model(ctx, folder, dtype);
@@ -285,7 +266,7 @@ int generate(const GenerateFlags& flags) {
   if (!flags.save_state.empty())
     session.save(flags.save_state, {{kNoteActions, overworld::format_actions(walk.actions())},
                                     {kNoteNextAction, std::to_string(walk.next_action())}});
-  if (!flags.stats.empty()) write_stats(flags.stats, stats);
+  if (!flags.stats.empty()) write_file("--stats", flags.stats, stats.to_json());
   if (stats.interrupted)
     throw Error(str(stop_signal() == SIGINT ? "SIGINT" : "SIGTERM", ": expected ", plan.frames,
                     " frames, found a request to stop; ", writer->frames_written(), " kept in ",

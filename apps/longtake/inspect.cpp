@@ -18,6 +18,7 @@
 #include "models/world/model.h"
 #include "pipeline/session.h"
 #include "progress.h"
+#include "setup.h"
 
 namespace longtake::cli {
 namespace {
@@ -113,6 +114,11 @@ void print_model(const std::string& folder) {
              config.sampler.num_steps, config.sampler.shift);
   print_tensors(file.tensors());
   print_problems(world::check_weights(config, file));
+  const std::string calibration = folder + "/" + kCalibrationFile;
+  std::error_code error;
+  if (fs::exists(calibration, error))
+    fmt::print("{}: {}", calibration,
+               to_text(read_calibration(calibration, config, world::model_fingerprint(folder))));
 }
 
 // What a file is to a Wan model, and what it lacks of it.

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "calibrate.h"
 #include "command_line.h"
 #include "compare.h"
 #include "generate.h"
@@ -57,6 +58,7 @@ int main(int argc, char** argv) {
     const auto line = longtake::cli::parse_command_line(argc, argv);
     if (line.generate) return longtake::cli::generate(*line.generate);
     if (line.compare) return longtake::cli::compare(*line.compare);
+    if (line.calibrate) longtake::cli::calibrate(*line.calibrate);
     if (line.inspect) longtake::cli::inspect(*line.inspect);
     return 0;
   } catch (const longtake::Error& error) {

@@ -1,6 +1,10 @@
 #include "setup.h"
 
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <filesystem>
+#include <fstream>
 #include <system_error>
 #include <vector>
 
@@ -50,6 +54,56 @@ Device choose_device(const std::string& flag) {
     throw Error(ErrorKind::kUsage,
                 str("--device: expected cpu in this version, found \"", flag, '"'));
   return {};
+}
+
+void expect_writable(const char* flag, const std::string& path) {
+  const fs::path folder = fs::path(path).parent_path();
+  const std::string parent = folder.empty() ? "." : folder.string();
+  std::error_code error;
+  if (fs::is_directory(path, error) || ::access(parent.c_str(), W_OK) != 0 ||
+      (fs::exists(path, error) && ::access(path.c_str(), W_OK) != 0))
+    throw Error(ErrorKind::kUsage, str(flag, ": expected a writable file, found ", path));
+}
+
+void write_file(const char* flag, const std::string& path, const std::string& text) {
+  std::ofstream out(path, std::ios::trunc | std::ios::binary);
+  out << text;
+  out.close();
+  if (!out) throw Error(str(flag, ": expected to write ", path, ", found a failing file"));
+}
+
+void apply_calibration(const std::string& flag, const std::string& model_folder,
+                       const world::Config& config, Method& method) {
+  if (!method.sparse_self && !method.sparse_prompt) return;
+  if (method.dense_steps && (method.dense_layers || !method.sparse_self)) return;
+  std::string path = flag;
+  if (flag.empty()) {
+    path = (fs::path(model_folder) / kCalibrationFile).string();
+    std::error_code error;
+    if (!fs::exists(path, error)) return;
+  }
+  longtake::apply(read_calibration(path, config, world::model_fingerprint(model_folder)),
+                  config.sampler.num_steps, method);
+}
+
+std::string to_text(const Calibration& calibration) {
+  std::string text = fmt::format(
+      "calibrated with {} at {} probes; error: relative L2 of the latent with AnnSA there alone\n",
+      calibration.method, calibration.num_probes);
+  const auto state = [](const CalibratedPart& part) { return part.dense ? "dense " : "sparse"; };
+  for (size_t i = 0; i < calibration.steps.size(); ++i) {
+    const CalibratedPart& step = calibration.steps[i];
+    text += fmt::format("  step {:>3} {} error {:.4f}\n", i, state(step), step.error);
+  }
+  for (size_t i = 0; i < calibration.layers.size(); ++i) {
+    const CalibratedPart& layer = calibration.layers[i];
+    text += fmt::format("  layer {:>2} {} error {:.4f}, heads' recall % (oracle)", i, state(layer),
+                        layer.error);
+    for (const CalibratedHead& head : calibration.heads[i])
+      text += fmt::format(" {:.0f} ({:.0f})", 100 * head.recall, 100 * head.oracle);
+    text += '\n';
+  }
+  return text;
 }
 
 }  // namespace longtake::cli

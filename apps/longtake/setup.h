@@ -6,6 +6,9 @@
 
 #include "base/dtype.h"
 #include "device/device.h"
+#include "models/world/config.h"
+#include "pipeline/calibration.h"
+#include "pipeline/method.h"
 
 namespace longtake::cli {
 
@@ -19,5 +22,19 @@ Device choose_device(const std::string& flag);
 
 // The bytes of a file; throws Error (kInput) when there are more than max_bytes.
 std::string read_small_file(const std::string& path, size_t max_bytes);
+
+// A file to be written at the end is looked at at the start: nobody waits an hour for "permission
+// denied". Both throw Error in the flag's name.
+void expect_writable(const char* flag, const std::string& path);
+void write_file(const char* flag, const std::string& path, const std::string& text);
+
+// What the method leaves open is taken from the calibration in the file `flag`, or, if that is
+// empty, from the one beside the model if there is one. A method without AnnSA and AnnCA, or one
+// that leaves nothing open, needs none. Throws Error (kInput).
+void apply_calibration(const std::string& flag, const std::string& model_folder,
+                       const world::Config& config, Method& method);
+
+// A calibration as a person reads it.
+std::string to_text(const Calibration& calibration);
 
 }  // namespace longtake::cli

@@ -118,6 +118,12 @@ double JsonObject::number(const char* key, double min, double max) const {
   return value.get<double>();
 }
 
+bool JsonObject::boolean(const char* key) const {
+  const json& value = member(key, "true or false");
+  if (!value.is_boolean()) fail(key, "true or false", describe(value));
+  return value.get<bool>();
+}
+
 std::string JsonObject::string(const char* key) const {
   const json& value = member(key, "a string");
   if (!value.is_string()) fail(key, "a string", describe(value));
@@ -134,6 +140,15 @@ std::vector<int64_t> JsonObject::integers(const char* key, size_t max_count, int
     if (!in_range(item, min, max)) fail(key, str("integers in ", min, "..", max), describe(item));
     out.push_back(item.get<int64_t>());
   }
+  return out;
+}
+
+std::vector<JsonObject> JsonObject::objects(const char* key, size_t count) const {
+  const std::string expected = str("a list of ", count, " objects");
+  const json& value = member(key, expected.c_str());
+  if (!value.is_array() || value.size() != count) fail(key, expected, describe(value));
+  std::vector<JsonObject> out;
+  for (size_t i = 0; i < count; ++i) out.emplace_back(value[i], str(path_, ".", key, "[", i, "]"));
   return out;
 }
 

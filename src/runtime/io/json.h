@@ -33,9 +33,12 @@ class JsonObject {
   JsonObject object(const char* key) const;
   int64_t integer(const char* key, int64_t min, int64_t max) const;
   double number(const char* key, double min, double max) const;
+  bool boolean(const char* key) const;
   std::string string(const char* key) const;
   // Between 1 and max_count integers, each in [min, max].
   std::vector<int64_t> integers(const char* key, size_t max_count, int64_t min, int64_t max) const;
+  // Exactly `count` objects.
+  std::vector<JsonObject> objects(const char* key, size_t count) const;
 
  private:
   const nlohmann::json& member(const char* key, const char* expected) const;

@@ -82,12 +82,12 @@ AttentionScore AttentionScore::mean() const {
   return {recall / n, oracle / n, overlap / n, error / n, density / n, tile_density / n, 1};
 }
 
-AttentionScore score_attention(View q, const KvView& dense, const KvView& kept,
-                               const Selection* selection,
-                               const std::vector<std::vector<int32_t>>& members, float scale,
-                               int64_t stride) {
+std::vector<AttentionScore> score_heads(View q, const KvView& dense, const KvView& kept,
+                                        const Selection* selection,
+                                        const std::vector<std::vector<int32_t>>& members,
+                                        float scale, int64_t stride) {
   const int64_t dim = dense.head_dim;
-  AttentionScore score;
+  std::vector<AttentionScore> scores(static_cast<size_t>(dense.num_heads()));
   std::vector<float> row(static_cast<size_t>(dim));
   std::vector<double> out, dense_out;
   for (int64_t head = 0; head < dense.num_heads(); ++head) {
@@ -145,10 +145,20 @@ AttentionScore score_attention(View q, const KvView& dense, const KvView& kept,
         norm += dense_out[d] * dense_out[d];
       }
       one.error = norm > 0 ? std::sqrt(difference / norm) : 0;
-      score.add(one);
+      scores[static_cast<size_t>(head)].add(one);
     }
   }
-  return score;
+  return scores;
+}
+
+AttentionScore score_attention(View q, const KvView& dense, const KvView& kept,
+                               const Selection* selection,
+                               const std::vector<std::vector<int32_t>>& members, float scale,
+                               int64_t stride) {
+  AttentionScore sum;
+  for (const AttentionScore& head : score_heads(q, dense, kept, selection, members, scale, stride))
+    sum.add(head);
+  return sum;
 }
 
 }  // namespace longtake

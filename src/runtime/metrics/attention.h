@@ -27,10 +27,16 @@ struct AttentionScore {
   AttentionScore mean() const;
 };
 
-// Every `stride`-th query of q [L, N, D] (rotated): attention over `dense`, the whole history,
-// against attention over `kept` (with a selection: over what it selects). Both views end with the
-// same chunk in work. members[head][i]: which entry of kept (slots in list order) stands for key i
-// of dense's history, -1: none does; empty: key i is entry i.
+// By head: every `stride`-th query of q [L, N, D] (rotated): attention over `dense`, the whole
+// history, against attention over `kept` (with a selection: over what it selects). Both views end
+// with the same chunk in work. members[head][i]: which entry of kept (slots in list order) stands
+// for key i of dense's history, -1: none does; empty: key i is entry i.
+std::vector<AttentionScore> score_heads(View q, const KvView& dense, const KvView& kept,
+                                        const Selection* selection,
+                                        const std::vector<std::vector<int32_t>>& members,
+                                        float scale, int64_t stride);
+
+// The sum over heads.
 AttentionScore score_attention(View q, const KvView& dense, const KvView& kept,
                                const Selection* selection,
                                const std::vector<std::vector<int32_t>>& members, float scale,

@@ -6,6 +6,8 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <numeric>
+#include <set>
 
 #include "base/error.h"
 #include "io/json.h"
@@ -15,7 +17,7 @@ namespace {
 
 constexpr int64_t kMostFrames = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMostSteps = 1000;
-constexpr int64_t kMostLayers = 1000;
+constexpr int64_t kMostListed = 1000;
 constexpr double kMostNats = 1e6;
 constexpr double kMostBudget = 1e15;
 
@@ -89,6 +91,33 @@ MemoryBudget parse_budget(const std::string& text) {
   usage(str("expected keys (4736) or bytes (64MiB), found \"", printable(text), '"'));
 }
 
+std::vector<std::string> split(const std::string& text, const std::string& by) {
+  std::vector<std::string> parts;
+  size_t begin = 0;
+  for (size_t end; (end = text.find(by, begin)) != std::string::npos; begin = end + by.size())
+    parts.push_back(text.substr(begin, end - begin));
+  parts.push_back(text.substr(begin));
+  return parts;
+}
+
+// "auto", "none" or indices such as "0+1+4", which are sorted.
+std::optional<std::vector<int64_t>> parse_list(const std::string& text) {
+  if (text == "auto") return std::nullopt;
+  std::set<int64_t> indices;
+  if (text != "none") {
+    for (const std::string& part : split(text, "+"))
+      indices.insert(number<int64_t>(part, 0, kMostListed));
+  }
+  return std::vector<int64_t>(indices.begin(), indices.end());
+}
+
+std::string list_text(const std::optional<std::vector<int64_t>>& list) {
+  if (!list) return "auto";
+  std::string text;
+  for (const int64_t index : *list) text += str(text.empty() ? "" : "+", index);
+  return text.empty() ? "none" : text;
+}
+
 struct Row {
   MethodOption option;
   std::function<void(Method&, const std::string&)> set;
@@ -136,13 +165,15 @@ const std::vector<Row>& rows() {
         "annca ranks tokens by their best match with a query, or by the attention of all", kPruned},
        [](Method& m, Text v) { m.prompt_select.rule = choice(v, kPromptRules); },
        [](const Method& m) { return name_in(m.prompt_select.rule, kPromptRules); }},
-      {{"dense-steps", "0..1", "share of the sampling steps, the first ones, that read everything",
+      {{"dense-steps", "auto | none | 0+1+...",
+        "sampling steps that read everything, from 0 on; auto: as calibrated, or the first 30 %",
         "self-attention=annsa | cross-attention=annca"},
-       [](Method& m, Text v) { m.dense_steps = number<double>(v, 0, 1); },
-       [](const Method& m) { return shortest(m.dense_steps); }},
-      {{"dense-layers", "NUMBER", "first layers without annsa", kSparse},
-       [](Method& m, Text v) { m.dense_layers = number<int64_t>(v, 0, kMostLayers); },
-       [](const Method& m) { return std::to_string(m.dense_layers); }},
+       [](Method& m, Text v) { m.dense_steps = parse_list(v); },
+       [](const Method& m) { return list_text(m.dense_steps); }},
+      {{"dense-layers", "auto | none | 0+1+...",
+        "layers without annsa, from 0 on; auto: as calibrated, or the first 30 %", kSparse},
+       [](Method& m, Text v) { m.dense_layers = parse_list(v); },
+       [](const Method& m) { return list_text(m.dense_layers); }},
       {{"tile-queries", "NUMBER", "queries that share a choice of annsa", kSparse},
        [](Method& m, Text v) { m.select.tile_queries = number<int64_t>(v, 1, kMostFrames); },
        [](const Method& m) { return std::to_string(m.select.tile_queries); }},
@@ -201,15 +232,6 @@ const Row& row(const std::string& key) {
     known += str(known.empty() ? "" : ", ", row.option.key);
   }
   usage(str("method option: expected one of ", known, ", found \"", printable(key), '"'));
-}
-
-std::vector<std::string> split(const std::string& text, const std::string& by) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  for (size_t end; (end = text.find(by, begin)) != std::string::npos; begin = end + by.size())
-    parts.push_back(text.substr(begin, end - begin));
-  parts.push_back(text.substr(begin));
-  return parts;
 }
 
 std::pair<std::string, std::string> key_and_value(const std::string& text) {
@@ -394,6 +416,33 @@ CacheOptions cache_options(const Method& method, const world::TransformerConfig&
               : (CacheOptions{}.sink_frames + CacheOptions{}.window_frames) * sizes.frame_tokens();
   if (limited) out.tempcache.budget_tokens = keys_of_budget(method.budget, sizes, dtype);
   return out;
+}
+
+int64_t dense_count(int64_t count) {
+  return std::llround(0.3 * static_cast<double>(count));
+}
+
+Method name_dense_parts(const Method& method, int64_t num_layers) {
+  Method out = method;
+  const auto name = [](const char* key, int64_t count, std::optional<std::vector<int64_t>>& list) {
+    if (!list) {
+      list.emplace(static_cast<size_t>(dense_count(count)));
+      std::iota(list->begin(), list->end(), 0);
+    } else if (!list->empty() && list->back() >= count) {
+      usage(str(key, ": expected indices in 0..", count - 1, ", found ", list->back()));
+    }
+  };
+  if (method.sparse_self || method.sparse_prompt)
+    name("dense-steps", method.num_steps, out.dense_steps);
+  if (method.sparse_self) name("dense-layers", num_layers, out.dense_layers);
+  return out;
+}
+
+void expect_playable(const Method& method, const world::Config& config, DType dtype) {
+  cache_options(method, config.transformer, dtype, 0);
+  Method steps = method;
+  if (steps.num_steps == 0) steps.num_steps = config.sampler.num_steps;
+  name_dense_parts(steps, config.transformer.num_layers);
 }
 
 double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype) {

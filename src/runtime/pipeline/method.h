@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -32,8 +33,9 @@ struct Method {
   SelectOptions select;        // of AnnSA
   bool sparse_prompt = false;  // AnnCA
   PromptSelectOptions prompt_select;  // of AnnCA
-  double dense_steps = 0.3;  // share of the sampling steps, the first ones, that read everything
-  int64_t dense_layers = 2;  // first layers that always read everything
+  // Sampling steps without AnnSA and AnnCA, and layers without AnnSA, by index, ascending; nullopt:
+  // what was calibrated, or the first dense_count() of them.
+  std::optional<std::vector<int64_t>> dense_steps, dense_layers;
   StepCacheOptions step_cache;
   int64_t num_steps = 0;  // sampling steps a chunk; 0: the model's own
 
@@ -72,6 +74,16 @@ Method parse_method(const std::string& text);
 // that is too small.
 CacheOptions cache_options(const Method& method, const world::TransformerConfig& sizes, DType dtype,
                            int64_t expected_frames);
+
+// How many of so many steps or layers stay dense: 30 %, the share that the paper gives.
+int64_t dense_count(int64_t count);
+
+// The method with those steps and layers named that stay dense where others are sparse; num_steps
+// must be set. Throws Error (kUsage) for a step or layer that is not there.
+Method name_dense_parts(const Method& method, int64_t num_layers);
+
+// Contradictions between the method and the model show here: throws Error (kUsage).
+void expect_playable(const Method& method, const world::Config& config, DType dtype);
 
 // Bytes that one frame's keys and values take in all layers.
 double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype);

@@ -1,6 +1,6 @@
 #include "pipeline/rollout.h"
 
-#include <cmath>
+#include <algorithm>
 #include <memory>
 
 #include "base/philox.h"
@@ -20,19 +20,7 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   const CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, memory);
-  dense_steps_ = num_steps();
-  if (method.sparse_self || method.sparse_prompt)
-    dense_steps_ = std::llround(method.dense_steps * static_cast<double>(num_steps()));
-  if (method.sparse_prompt) {
-    for (LayerState& layer : layers_)
-      layer.prompt.selector =
-          std::make_unique<PromptSelector>(sizes.num_heads, sizes.head_dim, method.prompt_select);
-  }
-  if (method.sparse_self) {
-    for (size_t n = static_cast<size_t>(method.dense_layers); n < layers_.size(); ++n)
-      layers_[n].memory.selector =
-          std::make_unique<PageSelector>(sizes.num_heads, sizes.head_dim, method.select);
-  }
+  set_selection(ctx, method);
   if (method.step_cache.reuse != StepReuse::kNone)
     step_cache_ =
         std::make_unique<StepCache>(ctx, method.step_cache, Shape{sizes.frame_tokens(), sizes.dim});
@@ -40,6 +28,34 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   velocity_ = Tensor(ctx.device(), DType::kF32, latent);
   noise_ = Tensor(ctx.device(), DType::kF32, latent);
   set_text(ctx, text);
+}
+
+void Rollout::set_selection(Context& ctx, const Method& method) {
+  const auto& sizes = model_.config.transformer;
+  method_ = method;
+  method_.num_steps = num_steps();
+  method_ = name_dense_parts(method_, sizes.num_layers);
+  for (LayerState& layer : layers_) {
+    layer.memory.selector.reset();
+    layer.prompt.selector.reset();
+    if (method.sparse_self)
+      layer.memory.selector =
+          std::make_unique<PageSelector>(sizes.num_heads, sizes.head_dim, method.select);
+    if (!method.sparse_prompt) continue;
+    layer.prompt.selector =
+        std::make_unique<PromptSelector>(sizes.num_heads, sizes.head_dim, method.prompt_select);
+    const KvView prompt = layer.prompt.pages.view();
+    if (prompt.num_heads() > 0) layer.prompt.selector->set_prompt(ctx, prompt);
+  }
+  if (!method.sparse_self) return;
+  for (const int64_t dense : *method_.dense_layers)
+    layers_[static_cast<size_t>(dense)].memory.selector.reset();
+}
+
+bool Rollout::is_sparse(int64_t step) const {
+  if (!method_.sparse_self && !method_.sparse_prompt) return false;
+  const std::vector<int64_t>& dense = *method_.dense_steps;
+  return step < num_steps() && !std::binary_search(dense.begin(), dense.end(), step);
 }
 
 void Rollout::set_text(Context& ctx, View text) {

@@ -33,6 +33,12 @@ class Rollout {
 
   void set_text(Context& ctx, View text);
 
+  // Selects as `method` says from here on; the history stays as it is, and with it the policy.
+  void set_selection(Context& ctx, const Method& method);
+
+  // The method as it is played: steps and dense parts are named.
+  const Method& method() const { return method_; }
+
   int64_t num_steps() const { return static_cast<int64_t>(noise_levels_.size()) - 1; }
 
   // The sampling step in work; num_steps(): the clean pass.
@@ -48,11 +54,12 @@ class Rollout {
   int64_t steps_run() const { return dense_steps_run_ + sparse_steps_run_; }
 
  private:
-  bool is_sparse(int64_t step) const { return step >= dense_steps_ && step < num_steps(); }
+  bool is_sparse(int64_t step) const;
 
   world::Pass pass(int64_t step, PassObserver* observer);
 
   const world::Model& model_;
+  Method method_;
   std::vector<double> noise_levels_;
   std::vector<world::Level> levels_;  // one per noise level
   world::Place place_;
@@ -60,7 +67,6 @@ class Rollout {
   std::unique_ptr<StepCache> step_cache_;  // null: every step is computed
   Tensor velocity_, noise_;                // [C, h, w]
   int64_t frame_ = 0, step_ = 0;
-  int64_t dense_steps_ = 0;  // sampling steps that read the whole history
   int64_t dense_steps_run_ = 0, sparse_steps_run_ = 0;  // of the latest frame
 };
 

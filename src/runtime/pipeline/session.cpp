@@ -34,7 +34,7 @@ Session::Session(Context& ctx, const world::Model& model, const SessionOptions& 
                    {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
   pixels_ = Tensor(ctx.device(), DType::kF32, frame);
   rgb_ = Tensor(ctx.device(), DType::kU8, frame);
-  options_.method.num_steps = rollout_.num_steps();
+  options_.method = rollout_.method();
 }
 
 Tensor Session::encode_prompt() const {

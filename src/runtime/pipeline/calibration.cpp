@@ -1,0 +1,269 @@
+#include "pipeline/calibration.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "base/error.h"
+#include "io/json.h"
+#include "io/mapped_file.h"
+#include "metrics/attention.h"
+#include "metrics/image.h"
+#include "pipeline/rollout.h"
+
+namespace longtake {
+namespace {
+
+constexpr const char* kKind = "longtake-calibration";
+constexpr int64_t kVersion = 1;
+constexpr JsonLimits kLimits{1 << 20, 8};
+constexpr int64_t kMostSteps = 1000;
+
+// All indices below `count` but one.
+std::vector<int64_t> all_but(int64_t count, int64_t one) {
+  std::vector<int64_t> out(static_cast<size_t>(count));
+  std::iota(out.begin(), out.end(), 0);
+  out.erase(out.begin() + one);
+  return out;
+}
+
+// Recall of every head at every sampling step of a pass.
+class RecallObserver final : public PassObserver {
+ public:
+  RecallObserver(const Rollout& rollout, int64_t stride, size_t num_layers)
+      : rollout_(rollout), stride_(stride), scores_(num_layers) {}
+
+  void on_self_attention(int64_t layer, const AttentionRead& read) override {
+    if (rollout_.step() == rollout_.num_steps()) return;
+    const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
+    const auto found = score_heads(read.q, read.kv, read.kv, read.selection, {}, scale, stride_);
+    auto& sums = scores_[static_cast<size_t>(layer)];
+    sums.resize(found.size());
+    for (size_t head = 0; head < found.size(); ++head) sums[head].add(found[head]);
+  }
+
+  const std::vector<std::vector<AttentionScore>>& scores() const { return scores_; }
+
+ private:
+  const Rollout& rollout_;
+  int64_t stride_;
+  std::vector<std::vector<AttentionScore>> scores_;  // [layers][heads]
+};
+
+class Calibrator {
+ public:
+  Calibrator(Context& ctx, const world::Model& model, const CalibrationOptions& options,
+             const std::function<bool()>& stopped,
+             const std::function<void(const std::string&)>& progress)
+      : ctx_(ctx),
+        model_(model),
+        options_(options),
+        stopped_(stopped),
+        progress_(progress),
+        num_layers_(model.config.transformer.num_layers) {
+    dense_.num_steps = options.method.num_steps;
+    scores_.resize(static_cast<size_t>(num_layers_));
+    layers_.resize(static_cast<size_t>(num_layers_));
+  }
+
+  void play(const Scenario& scenario) {
+    const auto& sizes = model_.config.transformer;
+    const Tensor text =
+        model_.text_encoder.encode(ctx_, model_.vocabulary.tokenize(scenario.prompt));
+    Rollout rollout(ctx_, model_, text, dense_, scenario.num_frames());
+    steps_.resize(static_cast<size_t>(rollout.num_steps()));
+    const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
+    const Tensor z(ctx_.device(), DType::kF32, latent);
+    const Tensor rgb(ctx_.device(), DType::kU8, {sizes.frame_height(), sizes.frame_width(), 3});
+    const Tensor pixels(ctx_.device(), DType::kF32, rgb.shape());
+    for (int64_t frame = 0; frame < scenario.num_frames(); ++frame) {
+      if (stopped_()) throw Error("calibrate: expected to finish, found a request to stop");
+      if (frame % 16 == 0)
+        progress_(str(scenario.name, ": frame ", frame, " of ", scenario.num_frames()));
+      const CameraPosition camera = scenario.cameras[static_cast<size_t>(frame)];
+      rollout.begin_frame(ctx_, frame, camera.x, camera.y);
+      if (frame < scenario.num_primed) {
+        scenario.render_truth(frame, {rgb.data<uint8_t>(), rgb.bytes()});
+        world::from_rgb(rgb, pixels);
+        model_.autoencoder.encode(ctx_, pixels, z);
+      } else {
+        rollout.denoise(ctx_, scenario.seed, z);
+        if (frame > scenario.num_primed &&
+            (frame - scenario.num_primed) % options_.probe_every == 0)
+          probe(rollout, scenario.seed, z);
+      }
+      rollout.remember(ctx_, z);
+    }
+  }
+
+  Calibration result() const {
+    Calibration out;
+    out.model_fingerprint = world::model_fingerprint(model_.folder);
+    out.method = options_.method.to_string();
+    out.num_probes = num_probes_;
+    out.steps = judge(steps_);
+    out.layers = judge(layers_);
+    for (const auto& layer : scores_) {
+      auto& heads = out.heads.emplace_back();
+      for (const AttentionScore& head : layer)
+        heads.push_back({head.mean().recall, head.mean().oracle});
+    }
+    return out;
+  }
+
+ private:
+  // z: the frame that the dense rollout made.
+  void probe(Rollout& rollout, uint64_t seed, View z) {
+    const std::vector<float> expected(z.data<float>(), z.data<float>() + z.numel());
+    const Tensor own(ctx_.device(), DType::kF32, z.shape());
+    const auto square_error = [&](std::vector<int64_t> dense_steps,
+                                  std::vector<int64_t> dense_layers, RecallObserver* observer) {
+      Method method = options_.method;
+      method.dense_steps = std::move(dense_steps);
+      method.dense_layers = std::move(dense_layers);
+      rollout.set_selection(ctx_, method);
+      rollout.denoise(ctx_, seed, own, observer);
+      const double error =
+          relative_l2({own.data<float>(), static_cast<size_t>(own.numel())}, expected);
+      return error * error;
+    };
+    for (int64_t layer = 0; layer < num_layers_; ++layer)
+      layers_[static_cast<size_t>(layer)] += square_error({}, all_but(num_layers_, layer), nullptr);
+    for (int64_t step = 0; step < rollout.num_steps(); ++step)
+      steps_[static_cast<size_t>(step)] +=
+          square_error(all_but(rollout.num_steps(), step), {}, nullptr);
+    RecallObserver observer(rollout, options_.query_stride, scores_.size());
+    square_error({}, {}, &observer);
+    for (size_t layer = 0; layer < scores_.size(); ++layer) {
+      const auto& heads = observer.scores()[layer];
+      scores_[layer].resize(heads.size());
+      for (size_t head = 0; head < heads.size(); ++head) scores_[layer][head].add(heads[head]);
+    }
+    rollout.set_selection(ctx_, dense_);
+    ++num_probes_;
+  }
+
+  // Errors from sums of squares; the worst kDenseShare stays dense.
+  std::vector<CalibratedPart> judge(const std::vector<double>& sums) const {
+    std::vector<CalibratedPart> parts;
+    for (const double sum : sums)
+      parts.push_back(
+          {std::sqrt(sum / static_cast<double>(std::max<int64_t>(1, num_probes_))), false});
+    std::vector<size_t> order(parts.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return parts[a].error > parts[b].error; });
+    const int64_t dense = dense_count(static_cast<int64_t>(parts.size()));
+    for (int64_t i = 0; i < dense; ++i) parts[order[static_cast<size_t>(i)]].dense = true;
+    return parts;
+  }
+
+  Context& ctx_;
+  const world::Model& model_;
+  const CalibrationOptions& options_;
+  const std::function<bool()>& stopped_;
+  const std::function<void(const std::string&)>& progress_;
+  int64_t num_layers_;
+  Method dense_;
+  std::vector<double> steps_, layers_;               // sums of squared errors
+  std::vector<std::vector<AttentionScore>> scores_;  // [layers][heads]
+  int64_t num_probes_ = 0;
+};
+
+std::string hex(uint64_t value) {
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(value));
+  return digits;
+}
+
+std::vector<int64_t> dense_indices(const std::vector<CalibratedPart>& parts) {
+  std::vector<int64_t> out;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].dense) out.push_back(static_cast<int64_t>(i));
+  }
+  return out;
+}
+
+CalibratedPart read_part(const JsonObject& json) {
+  return {json.number("error", 0, 1e9), json.boolean("dense")};
+}
+
+}  // namespace
+
+std::string Calibration::to_json() const {
+  using nlohmann::ordered_json;
+  ordered_json root = {{"kind", kKind},
+                       {"version", kVersion},
+                       {"model_fingerprint", hex(model_fingerprint)},
+                       {"method", method},
+                       {"probes", num_probes},
+                       {"num_steps", steps.size()},
+                       {"steps", ordered_json::array()},
+                       {"layers", ordered_json::array()}};
+  for (const CalibratedPart& step : steps)
+    root["steps"].push_back({{"error", step.error}, {"dense", step.dense}});
+  for (size_t i = 0; i < layers.size(); ++i) {
+    ordered_json layer = {
+        {"error", layers[i].error}, {"dense", layers[i].dense}, {"heads", ordered_json::array()}};
+    for (const CalibratedHead& head : heads[i])
+      layer["heads"].push_back({{"recall", head.recall}, {"oracle", head.oracle}});
+    root["layers"].push_back(layer);
+  }
+  return root.dump(2) + "\n";
+}
+
+Calibration calibrate(Context& ctx, const world::Model& model,
+                      const std::vector<Scenario>& scenarios, const CalibrationOptions& options,
+                      const std::function<bool()>& stopped,
+                      const std::function<void(const std::string& what)>& progress) {
+  LONGTAKE_CHECK(options.method.sparse_self);
+  Calibrator calibrator(ctx, model, options, stopped, progress);
+  for (const Scenario& scenario : scenarios) calibrator.play(scenario);
+  return calibrator.result();
+}
+
+Calibration read_calibration(const std::string& path, const world::Config& config,
+                             uint64_t model_fingerprint) {
+  const MappedFile file(path);
+  const nlohmann::json json = parse_json(file.bytes(), path, kLimits);
+  const JsonObject root(json, path);
+  const auto expect = [&](const char* key, const std::string& expected) {
+    const std::string found = root.string(key);
+    if (found != expected)
+      throw Error(ErrorKind::kInput, str(path, ": ", key, ": expected \"", expected, "\", found \"",
+                                         printable(found), '"'));
+  };
+  expect("kind", kKind);
+  root.integer("version", kVersion, kVersion);
+  expect("model_fingerprint", hex(model_fingerprint));
+  Calibration out;
+  out.model_fingerprint = model_fingerprint;
+  try {
+    out.method = parse_method(root.string("method")).to_string();
+  } catch (const Error& error) {
+    throw Error(ErrorKind::kInput, str(path, ": method: ", error.what()));
+  }
+  out.num_probes = root.integer("probes", 1, INT32_MAX);
+  const auto num_steps = static_cast<size_t>(root.integer("num_steps", 1, kMostSteps));
+  for (const JsonObject& step : root.objects("steps", num_steps))
+    out.steps.push_back(read_part(step));
+  const auto& sizes = config.transformer;
+  for (const JsonObject& layer : root.objects("layers", static_cast<size_t>(sizes.num_layers))) {
+    out.layers.push_back(read_part(layer));
+    auto& heads = out.heads.emplace_back();
+    for (const JsonObject& head : layer.objects("heads", static_cast<size_t>(sizes.num_heads)))
+      heads.push_back({head.number("recall", 0, 1 + 1e-6), head.number("oracle", 0, 1 + 1e-6)});
+  }
+  return out;
+}
+
+void apply(const Calibration& calibration, int64_t num_steps, Method& method) {
+  const int64_t steps = method.num_steps > 0 ? method.num_steps : num_steps;
+  if (!method.dense_layers) method.dense_layers = dense_indices(calibration.layers);
+  if (!method.dense_steps && steps == static_cast<int64_t>(calibration.steps.size()))
+    method.dense_steps = dense_indices(calibration.steps);
+}
+
+}  // namespace longtake

@@ -1,0 +1,66 @@
+// Calibration: what AnnSA costs in each layer and at each sampling step of a model, measured on
+// maps of the embedded world, and which of them should therefore stay dense.
+//
+// A dense run is played; at probes its next frame is made again from the same past and noise, with
+// AnnSA in one layer only, then at one step only. The error of the frame's latent is the cost. How
+// sparse each head is says the recall of the keys that AnnSA read of it, beside that of an oracle.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "device/context.h"
+#include "models/world/model.h"
+#include "pipeline/method.h"
+#include "pipeline/scenario.h"
+
+namespace longtake {
+
+inline constexpr const char* kCalibrationFile = "calibration.json";  // beside the model's weights
+
+struct CalibratedHead {
+  double recall = 0;  // dense mass on the keys read, mean over steps, probes and queries
+  double oracle = 0;  // on as many keys, the best ones of each query
+};
+
+// A layer, or a sampling step.
+struct CalibratedPart {
+  double error = 0;    // relative L2 of the latent, AnnSA in this part alone; rms over probes
+  bool dense = false;  // stays dense
+};
+
+struct Calibration {
+  uint64_t model_fingerprint = 0;
+  std::string method;  // what was measured
+  int64_t num_probes = 0;
+  std::vector<CalibratedPart> steps, layers;
+  std::vector<std::vector<CalibratedHead>> heads;  // [layers][heads]
+
+  // JSON; docs/calibration.md has its keys.
+  std::string to_json() const;
+};
+
+struct CalibrationOptions {
+  Method method;              // with AnnSA; its memory policy is not used
+  int64_t probe_every = 16;   // frames between two probes, behind the given ones
+  int64_t query_stride = 16;  // every so manieth query is looked at for the recall
+};
+
+// Dense will be dense_count() of the layers and of the steps that cost most. `stopped` is asked
+// between frames; when it says yes, Error (kRuntime) is thrown.
+Calibration calibrate(Context& ctx, const world::Model& model,
+                      const std::vector<Scenario>& scenarios, const CalibrationOptions& options,
+                      const std::function<bool()>& stopped,
+                      const std::function<void(const std::string& what)>& progress);
+
+// Throws Error (kInput) for a file that is no calibration, or one of another model.
+Calibration read_calibration(const std::string& path, const world::Config& config,
+                             uint64_t model_fingerprint);
+
+// What `method` leaves open is taken from the calibration; steps only if it has as many.
+// num_steps: of the model.
+void apply(const Calibration& calibration, int64_t num_steps, Method& method);
+
+}  // namespace longtake
