@@ -243,6 +243,45 @@ TEST_P(Cache, SavedStateGoesOnAsIfNothingHappened) {
   }
 }
 
+// By head: the buckets of all keys in the cache, in list order.
+std::vector<Bucket> buckets_of(const KvCache& cache, size_t head) {
+  std::vector<Bucket> out;
+  for (const KvPage& page : cache.view().heads[head])
+    out.insert(out.end(), page.buckets, page.buckets + page.num_keys);
+  return out;
+}
+
+TEST(Buckets, TravelWithTheirKeys) {
+  Context ctx;
+  constexpr int64_t kTokens = 50;
+  for (const char* memory : {"full", "window"}) {
+    const auto cache = make_cache(ctx, options(memory, DType::kF32, kTokens));
+    std::vector<Bucket> expected;
+    for (int64_t i = 0; i < 7; ++i) {
+      std::vector<Bucket> buckets;
+      for (int64_t t = 0; t < kTokens; ++t) buckets.push_back(static_cast<Bucket>(100 * i + t));
+      if (i == 5) buckets.assign(kTokens, kNoBucket);
+      cache->set_buckets(i == 5 ? std::span<const Bucket>() : buckets);
+      commit_frames(ctx, *cache, DType::kF32, kTokens, i, i + 1);
+      const bool kept = std::string(memory) == "full" || i == 0 || i > 3;
+      if (kept) expected.insert(expected.end(), buckets.begin(), buckets.end());
+    }
+    std::stringstream state;
+    cache->save(state);
+    const auto resumed = make_cache(ctx, options(memory, DType::kF32, kTokens));
+    resumed->load(state);
+    for (size_t head = 0; head < kHeads; ++head) {
+      EXPECT_EQ(buckets_of(*cache, head), expected) << memory;
+      EXPECT_EQ(buckets_of(*resumed, head), expected) << memory;
+    }
+    const std::vector<Bucket> current(kTokens, 7);
+    cache->set_buckets(current);
+    cache->set_current(ctx, frame(DType::kF32, kTokens, 1), frame(DType::kF32, kTokens, 2));
+    expected.insert(expected.end(), current.begin(), current.end());
+    EXPECT_EQ(buckets_of(*cache, 0), expected) << memory;
+  }
+}
+
 TEST(CacheState, BadStatesAreRefusedAndLeaveAnEmptyCache) {
   Context ctx({}, 1);
   const auto cache = make_cache(ctx, options("full", DType::kF32, 50));

@@ -9,6 +9,7 @@
 #include "attention/attend.h"
 #include "base/error.h"
 #include "core_support.h"
+#include "device/dispatch.h"
 #include "kv/cache.h"
 
 namespace longtake {
@@ -55,6 +56,36 @@ TEST_P(FlowCache, UnderItsBudgetItIsTheFullHistory) {
   attend(ctx, q, full->view(), 0.25F, b);
   EXPECT_EQ(test::values(a), test::values(b));
   EXPECT_EQ(cache->merge_counts().evicted, 0);
+}
+
+TEST_P(FlowCache, BucketsStayWithTheirKeys) {
+  Context ctx;
+  const auto cache = make_cache(ctx, options(GetParam(), 3 * kTokens + 5));
+  for (int64_t i = 0; i < 9; ++i) {
+    // The first number of a key says which bucket it is in.
+    const Tensor k = frame(GetParam(), i, 1);
+    std::vector<Bucket> buckets;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      buckets.push_back(static_cast<Bucket>(i * kTokens + t));
+      for (int64_t head = 0; head < kHeads; ++head) {
+        const int64_t at = (t * kHeads + head) * kDim;
+        for_float_type(GetParam(), [&]<typename T>() {
+          k.data<T>()[at] = static_cast<T>(static_cast<float>(buckets.back()));
+        });
+      }
+    }
+    cache->set_buckets(buckets);
+    cache->observe_queries(ctx, frame(GetParam(), i, 0), {i, 1});
+    cache->commit(ctx, k, frame(GetParam(), i, 2), {i, 1});
+  }
+  EXPECT_GT(cache->merge_counts().evicted, 0);
+  std::vector<float> key(kDim), value(kDim);
+  for (const KvPage& page : cache->view().heads[1]) {
+    for (int64_t slot = 0; slot < page.num_keys; ++slot) {
+      read_token(page, GetParam(), kDim, slot, key.data(), value.data());
+      EXPECT_EQ(static_cast<float>(page.buckets[slot]), key[0]);  // below 256: exact in bf16
+    }
+  }
 }
 
 // Which keys stay, by the formula in double over all that was kept so far.

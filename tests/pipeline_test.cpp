@@ -39,7 +39,10 @@ SessionOptions tiny_options(const std::string& memory = "full") {
   options.method =
       parse_method(memory == "full"     ? "dense"
                    : memory == "window" ? "window:4"
-                                        : "tempcache:exact-frames=2:memory-budget=640");
+                   : memory == "prompt_buckets"
+                       ? "tempcache:exact-frames=1:self-attention=annsa:buckets=prompt:density=0.6:"
+                         "dense-steps=none:dense-layers=none"
+                       : "tempcache:exact-frames=2:memory-budget=640");
   return options;
 }
 
@@ -96,8 +99,9 @@ TEST(Method, ReadsBackWhatItSpells) {
             "cross-attention=dense:step-cache=none:steps=0");
   for (const char* text :
        {"tempcache", "tempcache-quant:merge-threshold=0.25:exact-frames=2", "memory=window:steps=2",
-        "tempcache:merge-rule=paper", "annca-quant:prompt-rule=match", "all",
-        "teacache:step-threshold=0.5", "window:memory-budget=64MiB:sink-frames=0"}) {
+        "tempcache:merge-rule=paper", "annsa:buckets=prompt:dense-layers=0+3",
+        "annca-quant:prompt-rule=match", "all", "teacache:step-threshold=0.5",
+        "window:memory-budget=64MiB:sink-frames=0"}) {
     const std::string spelled = parse_method(text).to_string();
     EXPECT_EQ(parse_method(spelled).to_string(), spelled) << text;
   }
@@ -211,7 +215,8 @@ TEST_P(SessionTest, SteadyStepAllocatesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(All, SessionTest,
                          testing::Combine(testing::Values(DType::kF32, DType::kBF16),
-                                          testing::Values("full", "window", "tempcache")),
+                                          testing::Values("full", "window", "tempcache",
+                                                          "prompt_buckets")),
                          [](const auto& param) {
                            return std::string(name_of(std::get<0>(param.param))) + "_" +
                                   std::get<1>(param.param);

@@ -7,9 +7,11 @@
 #include <set>
 
 #include "ann/project.h"
+#include "attention/prompt_buckets.h"
 #include "attention/prompt_select.h"
 #include "attention/select.h"
 #include "base/error.h"
+#include "base/philox.h"
 #include "core_support.h"
 #include "metrics/attention.h"
 
@@ -124,6 +126,154 @@ INSTANTIATE_TEST_SUITE_P(All, Select,
                                                   : "quant") +
                                   "_" + name_of(std::get<1>(param.param));
                          });
+
+// The rule `prompt` in plain loops: pairs of a query and a key in one bucket, counted in double.
+TEST(SelectByPrompt, EqualsPlainLoops) {
+  constexpr int64_t kHeads = 2, kDim = 16, kQueries = 70, kTile = 32, kPages = 21, kLast = 17;
+  constexpr int kBuckets = 12;
+  const auto bucket_at = [](uint32_t i, uint32_t what) {
+    const uint32_t word = philox4x32_10({i, what, 0, 0}, 9)[0] % (kBuckets + 2);
+    return word < kBuckets ? static_cast<Bucket>(word * word) : kNoBucket;
+  };
+  Context ctx;
+  PageStore store({}, DType::kF32, kDim);
+  std::vector<PageList> lists(kHeads);
+  const std::vector<float> zeros(kDim, 0.0F);
+  for (uint32_t head = 0; head < kHeads; ++head) {
+    for (uint32_t p = 0; p < kPages; ++p) {
+      lists[head].push_back(store.take());
+      const int64_t keys = p + 1 == kPages ? kLast : kPageTokens;
+      for (uint32_t slot = 0; slot < keys; ++slot) {
+        const float bias = p % 5 == 2 ? std::log(1.0F + static_cast<float>(slot % 7)) : 0;
+        // Some pages hold one bucket only, that no query has.
+        const Bucket bucket = p % 7 == 3 ? Bucket{999} : bucket_at(64 * p + slot, head);
+        write_token(lists[head].back(), DType::kF32, kDim, slot, zeros.data(), zeros.data(), bias,
+                    bucket);
+      }
+    }
+  }
+  std::vector<Bucket> queries;
+  for (uint32_t t = 0; t < kQueries; ++t) queries.push_back(bucket_at(t, 77));
+  const Tensor q = random_tensor(DType::kF32, {kQueries, kHeads, kDim}, 0);
+  for (const double density : {0.0, 0.3, 1.0}) {
+    SelectOptions options{AnnEngine::kLsh, density, kTile, 3};
+    options.buckets = SelectBuckets::kPrompt;
+    PageSelector selector(kHeads, kDim, options);
+    const Selection chosen =
+        selector.select(ctx, q, {DType::kF32, kDim, lists}, 1, 2, 0.25F, queries);
+    size_t row = 0;
+    for (size_t head = 0; head < kHeads; ++head) {
+      for (int64_t begin = 0; begin < kQueries; begin += kTile, ++row) {
+        std::vector<std::pair<double, int32_t>> ranked;  // - pairs, page
+        std::set<int32_t> expected;
+        double keys = 0;
+        for (int32_t p = 0; p < kPages; ++p) {
+          const KvPage& page = lists[head][static_cast<size_t>(p)];
+          double pairs = 0;
+          for (int64_t t = begin; t < std::min(kQueries, begin + kTile); ++t) {
+            for (int64_t slot = 0; slot < page.num_keys; ++slot) {
+              const Bucket own = queries[static_cast<size_t>(t)];
+              if (own != kNoBucket && own == page.buckets[slot])
+                pairs += std::exp(double{page.bias[slot]});
+            }
+          }
+          if (p < 1 || p >= kPages - 2) {
+            expected.insert(p);
+            keys += page.num_keys;
+          } else {
+            ranked.emplace_back(-pairs, p);
+          }
+        }
+        std::sort(ranked.begin(), ranked.end());
+        for (const auto& [pairs, p] : ranked) {
+          if (keys >= density * (kPageTokens * (kPages - 1) + kLast) || pairs == 0) break;
+          expected.insert(p);
+          keys += lists[head][static_cast<size_t>(p)].num_keys;
+        }
+        const std::set<int32_t> found(chosen.pages.begin() + chosen.offsets[row],
+                                      chosen.pages.begin() + chosen.offsets[row + 1]);
+        EXPECT_EQ(found, expected) << "head " << head << ", query " << begin << ", " << density;
+        EXPECT_EQ(found.count(10), 0U) << "no query is in its bucket";
+      }
+    }
+  }
+}
+
+// A token's bucket in double: estimated softmax summed over heads, its largest.
+TEST(PromptBuckets, EqualPlainLoops) {
+  constexpr int64_t kHeads = 3, kDim = 32, kTokens = 90, kQueries = 120, kSigns = 64;
+  constexpr uint64_t kSeed = 5;
+  Problem p(DType::kF32, kQueries, kTokens, kHeads, kDim);
+  const auto* q = p.q.data<float>();
+  const auto* k = p.k.data<float>();
+  std::vector<float> directions(kDim * kSigns);
+  fill_normal(kSeed, 0, 0, directions.data(), kDim * kSigns);
+  const auto rounded = [](std::vector<double> x) {
+    double peak = 0;
+    for (const double v : x) peak = std::max(peak, std::abs(v));
+    for (double& v : x) v = peak / 127 * std::nearbyint(v / (peak / 127));
+    return x;
+  };
+  const auto dot = [](const std::vector<double>& a, const std::vector<double>& b) {
+    return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+  };
+  const auto signs = [&](const std::vector<double>& x) {
+    std::vector<bool> out;
+    for (int64_t i = 0; i < kSigns; ++i) {
+      double sum = 0;
+      for (size_t d = 0; d < x.size(); ++d)
+        sum += x[d] * double{directions[d * kSigns + static_cast<size_t>(i)]};
+      out.push_back(sum > 0);
+    }
+    return out;
+  };
+  for (const AnnEngine engine : {AnnEngine::kLsh, AnnEngine::kQuant}) {
+    PromptBuckets buckets(kHeads, kDim, engine, kSeed);
+    buckets.set_prompt(p.pages.view());
+    EXPECT_TRUE(buckets.buckets().empty());
+    buckets.assign(p.ctx, p.q, p.scale());
+    ASSERT_EQ(buckets.buckets().size(), size_t{kQueries});
+    const auto row = [&](const float* x, int64_t token, int64_t head) {
+      const float* from = x + (token * kHeads + head) * kDim;
+      return std::vector<double>(from, from + kDim);
+    };
+    int64_t clear = 0;
+    for (int64_t t = 0; t < kQueries; ++t) {
+      std::vector<double> mass(kTokens, 0.0);
+      for (int64_t head = 0; head < kHeads; ++head) {
+        std::vector<double> mean(kDim, 0.0), weights;
+        for (int64_t i = 0; i < kTokens; ++i) {
+          for (size_t d = 0; d < kDim; ++d) mean[d] += row(k, i, head)[d] / kTokens;
+        }
+        const std::vector<double> query = row(q, t, head);
+        double sum = 0;
+        for (int64_t i = 0; i < kTokens; ++i) {
+          std::vector<double> key = row(k, i, head);
+          for (size_t d = 0; d < kDim; ++d) key[d] -= mean[d];
+          double product = 0;
+          if (engine == AnnEngine::kQuant) {
+            product = dot(rounded(query), rounded(key));
+          } else {
+            const std::vector<bool> a = signs(query), b = signs(key);
+            int differ = 0;
+            for (size_t bit = 0; bit < a.size(); ++bit) differ += a[bit] != b[bit];
+            product = std::sqrt(dot(query, query) * dot(key, key)) * std::cos(M_PI * differ / 64);
+          }
+          weights.push_back(std::exp(product / std::sqrt(double{kDim})));
+          sum += weights.back();
+        }
+        for (size_t i = 0; i < kTokens; ++i) mass[i] += weights[i] / sum;
+      }
+      const auto best = std::max_element(mass.begin(), mass.end()) - mass.begin();
+      const double most = mass[static_cast<size_t>(best)];
+      mass[static_cast<size_t>(best)] = 0;
+      if (*std::max_element(mass.begin(), mass.end()) > most - 0.01) continue;  // too near a tie
+      ++clear;
+      EXPECT_EQ(buckets.buckets()[static_cast<size_t>(t)], best) << t;
+    }
+    EXPECT_GT(clear, kQueries / 2);
+  }
+}
 
 TEST(SelectOptions, AreChecked) {
   for (const SelectOptions& bad :

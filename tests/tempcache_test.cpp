@@ -272,6 +272,46 @@ TEST_P(TempCacheTest, ZeroToleranceChangesNoBit) {
   }
 }
 
+// A group is in the bucket of its newest member; under a budget buckets move with their groups.
+TEST_P(TempCacheTest, BucketsAreThoseOfTheNewestMembers) {
+  CacheOptions merging = options();
+  merging.tempcache.merge_threshold = 1e-3;
+  CacheOptions bounded = options();
+  bounded.tempcache.budget_tokens = 4 * kTokens + 9;
+  bounded.tempcache.merge_threshold = 0;
+  const auto merged = make_cache(ctx_, merging);
+  const auto moved = make_cache(ctx_, bounded);
+  for (int64_t frame = 0; frame < 9; ++frame) {
+    const Tensor still = random_rows(1), values = random_rows(static_cast<uint32_t>(50 + frame));
+    // The first number of a new key says which bucket it is in.
+    Tensor fresh = random_rows(static_cast<uint32_t>(100 + frame));
+    std::vector<Bucket> buckets;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      buckets.push_back(static_cast<Bucket>(frame * kTokens + t));
+      for (int64_t head = 0; head < kHeads; ++head)
+        fresh.data<float>()[(t * kHeads + head) * kDim] = static_cast<float>(buckets.back());
+    }
+    for (KvCache* cache : {merged.get(), moved.get()}) cache->set_buckets(buckets);
+    merged->commit(ctx_, still, values, {frame, 1});
+    moved->commit(ctx_, fresh, values, {frame, 1});
+  }
+  // Sink, groups whose newest members are of frame 6, exact frames 7 and 8.
+  const PageList& pages = merged->view().heads[1];
+  ASSERT_EQ(pages.size(), 4U);
+  for (const auto& [page, frame] : {std::pair(0U, 0), {1U, 6}, {2U, 7}, {3U, 8}}) {
+    for (int64_t slot = 0; slot < kTokens; ++slot)
+      EXPECT_EQ(pages[page].buckets[slot] / kTokens, frame) << page;
+  }
+  EXPECT_GT(moved->merge_counts().evicted, 0);
+  std::vector<float> key(kDim), value(kDim);
+  for (const KvPage& page : moved->view().heads[0]) {
+    for (int64_t slot = 0; slot < page.num_keys; ++slot) {
+      read_token(page, DType::kF32, kDim, slot, key.data(), value.data());
+      EXPECT_EQ(static_cast<float>(page.buckets[slot]), key[0]);
+    }
+  }
+}
+
 // Look-alikes of one frame stay apart: each group takes one of them.
 TEST_P(TempCacheTest, OneNewKeyPerGroupAndFrame) {
   CacheOptions loose = options();

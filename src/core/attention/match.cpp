@@ -7,6 +7,7 @@
 
 #include "ann/project.h"
 #include "base/philox.h"
+#include "device/dispatch.h"
 
 namespace longtake {
 namespace {
@@ -43,6 +44,16 @@ void centre(const float* keys, size_t count, size_t dim, std::vector<float>& out
 }
 
 }  // namespace
+
+void copy_head(View x, int64_t head, float* out) {
+  const int64_t dim = x.dim(2);
+  for_float_type(x.dtype(), [&]<typename T>() {
+    for (int64_t t = 0; t < x.dim(0); ++t) {
+      const T* from = x.data<T>() + (t * x.dim(1) + head) * dim;
+      for (int64_t d = 0; d < dim; ++d) out[t * dim + d] = static_cast<float>(from[d]);
+    }
+  });
+}
 
 MatchEstimator::MatchEstimator(AnnEngine engine, int64_t head_dim, uint64_t seed)
     : engine_(engine), head_dim_(head_dim) {

@@ -10,8 +10,12 @@
 #include <vector>
 
 #include "ann/index.h"
+#include "tensor/tensor.h"
 
 namespace longtake {
+
+// out [L, D] = x[:, head] of x [L, N, D] f32 | bf16.
+void copy_head(View x, int64_t head, float* out);
 
 class MatchEstimator {
  public:

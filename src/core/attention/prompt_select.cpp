@@ -7,7 +7,6 @@
 
 #include "ann/project.h"
 #include "base/error.h"
-#include "device/dispatch.h"
 #include "device/parallel.h"
 #include "ops/expect.h"
 
@@ -67,13 +66,7 @@ void PromptSelector::choose(Context& ctx, View q, float scale) {
   parallel_for(ctx, num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float* own = rows.data<float>() + i * queries * head_dim_;
-      for_float_type(q.dtype(), [&]<typename T>() {
-        for (int64_t t = 0; t < queries; ++t) {
-          const T* from = q.data<T>() + (t * num_heads + i) * head_dim_;
-          for (int64_t d = 0; d < head_dim_; ++d)
-            own[t * head_dim_ + d] = static_cast<float>(from[d]);
-        }
-      });
+      copy_head(q, i, own);
       rank_tokens(heads_[static_cast<size_t>(i)], own, queries, scale);
       keep_best(i, num_kept_);
     }

@@ -44,8 +44,10 @@ PageSelector::PageSelector(int64_t num_heads, int64_t head_dim, const SelectOpti
 }
 
 Selection PageSelector::select(Context& ctx, View q, const KvView& kv, int64_t first_pages,
-                               int64_t last_pages, float scale) {
+                               int64_t last_pages, float scale, std::span<const Bucket> buckets) {
   const int64_t queries = q.dim(0);
+  const bool by_prompt = options_.buckets == SelectBuckets::kPrompt;
+  LONGTAKE_CHECK(!by_prompt || static_cast<int64_t>(buckets.size()) == queries, buckets.size());
   expect_shape("select", q, {queries, static_cast<int64_t>(heads_.size()), head_dim_});
   LONGTAKE_CHECK(kv.num_heads() == static_cast<int64_t>(heads_.size()));
   const Workspace::Scope scope(ctx.workspace());
@@ -55,21 +57,17 @@ Selection PageSelector::select(Context& ctx, View q, const KvView& kv, int64_t f
     for (int64_t i = begin; i < end; ++i) {
       Head& head = heads_[static_cast<size_t>(i)];
       const PageList& list = kv.heads[static_cast<size_t>(i)];
-      float* own = rows.data<float>() + i * queries * head_dim_;
-      for_float_type(q.dtype(), [&]<typename T>() {
-        for (int64_t t = 0; t < queries; ++t) {
-          const T* from = q.data<T>() + (t * kv.num_heads() + i) * head_dim_;
-          for (int64_t d = 0; d < head_dim_; ++d)
-            own[t * head_dim_ + d] = static_cast<float>(from[d]);
-        }
-      });
-      look_at(head, list, kv.dtype);
-      // Estimated log mass of every page under every query.
-      head.logits.resize(static_cast<size_t>(queries) * list.size());
-      estimator_.estimate(own, queries, head.means.data(), head.log_weights.data(),
-                          static_cast<int64_t>(list.size()), scale, head.scratch,
-                          head.logits.data());
-      choose(head, list, queries, first_pages, last_pages);
+      if (!by_prompt) {
+        float* own = rows.data<float>() + i * queries * head_dim_;
+        copy_head(q, i, own);
+        look_at(head, list, kv.dtype);
+        // Estimated log mass of every page under every query.
+        head.logits.resize(static_cast<size_t>(queries) * list.size());
+        estimator_.estimate(own, queries, head.means.data(), head.log_weights.data(),
+                            static_cast<int64_t>(list.size()), scale, head.scratch,
+                            head.logits.data());
+      }
+      choose(head, list, queries, first_pages, last_pages, buckets);
     }
   });
   offsets_.assign(1, 0);
@@ -108,8 +106,35 @@ void PageSelector::look_at(Head& head, const PageList& list, DType dtype) {
   }
 }
 
+void PageSelector::weigh(Head& head, const PageList& list, int64_t begin, int64_t end,
+                         std::span<const Bucket> buckets) const {
+  const auto pages = static_cast<int64_t>(list.size());
+  head.mass.assign(list.size(), 0.0F);
+  if (options_.buckets == SelectBuckets::kShared) {
+    for (int64_t t = begin; t < end; ++t)
+      add_softmax(head.logits.data() + t * pages, pages, head.mass.data());
+    return;
+  }
+  head.in_bucket.clear();
+  for (int64_t t = begin; t < end; ++t) {
+    const Bucket own = buckets[static_cast<size_t>(t)];
+    if (own == kNoBucket) continue;
+    if (head.in_bucket.size() <= own) head.in_bucket.resize(size_t{own} + 1);
+    ++head.in_bucket[own];
+  }
+  for (size_t p = 0; p < list.size(); ++p) {
+    const KvPage& page = list[p];
+    for (int32_t slot = 0; slot < page.num_keys; ++slot) {
+      const Bucket own = page.buckets[slot];
+      if (own >= head.in_bucket.size()) continue;
+      const auto pairs = static_cast<float>(head.in_bucket[own]);
+      head.mass[p] += page.has_bias ? pairs * std::exp(page.bias[slot]) : pairs;
+    }
+  }
+}
+
 void PageSelector::choose(Head& head, const PageList& list, int64_t queries, int64_t first_pages,
-                          int64_t last_pages) {
+                          int64_t last_pages, std::span<const Bucket> buckets) {
   const auto pages = static_cast<int64_t>(list.size());
   const int64_t tiles = (queries + options_.tile_queries - 1) / options_.tile_queries;
   int64_t total = 0;
@@ -119,15 +144,10 @@ void PageSelector::choose(Head& head, const PageList& list, int64_t queries, int
   head.lists.resize(static_cast<size_t>(tiles));
   head.keys_read = 0;
   head.keys_there = total * queries;
-  head.mass.resize(static_cast<size_t>(pages));
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = tile * options_.tile_queries;
     const int64_t end = std::min(queries, begin + options_.tile_queries);
-    std::fill(head.mass.begin(), head.mass.end(), 0.0F);
-    for (int64_t t = begin; t < end; ++t) {
-      float* row = head.logits.data() + t * pages;
-      add_softmax(row, pages, head.mass.data());
-    }
+    weigh(head, list, begin, end, buckets);
     std::vector<int32_t>& chosen = head.lists[static_cast<size_t>(tile)];
     chosen.clear();
     int64_t keys = 0;
@@ -145,8 +165,9 @@ void PageSelector::choose(Head& head, const PageList& list, int64_t queries, int
       const float y = head.mass[static_cast<size_t>(b)];
       return x != y ? x > y : a < b;
     });
+    const bool by_prompt = options_.buckets == SelectBuckets::kPrompt;
     for (const int32_t p : head.order) {
-      if (keys >= wanted) break;
+      if (keys >= wanted || (by_prompt && head.mass[static_cast<size_t>(p)] == 0)) break;
       chosen.push_back(p);
       keys += list[static_cast<size_t>(p)].num_keys;
     }

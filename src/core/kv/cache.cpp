@@ -13,7 +13,7 @@
 namespace longtake {
 namespace {
 
-constexpr uint64_t kStateMagic = 0x31564b656b61746cULL;  // "ltakeKV1"
+constexpr uint64_t kStateMagic = 0x32564b656b61746cULL;  // "ltakeKV2"
 
 void write_int(std::ostream& out, int64_t value) {
   out.write(reinterpret_cast<const char*>(&value), sizeof value);
@@ -66,6 +66,10 @@ void KvCache::drop_current() {
   num_current_ = 0;
 }
 
+void KvCache::set_buckets(std::span<const Bucket> buckets) {
+  buckets_.assign(buckets.begin(), buckets.end());
+}
+
 void KvCache::set_current(Context& ctx, View k, View v) {
   check_tokens("set_current", k, v);
   drop_current();
@@ -82,7 +86,7 @@ void KvCache::set_current(Context& ctx, View k, View v) {
         const int64_t count = std::min(kPageTokens, tokens - begin);
         if (count < kPageTokens) clear_page(page, options_.dtype, options_.head_dim);
         page.num_keys = 0;
-        append_tokens(page, k, v, head, begin, count);
+        append_tokens(page, k, v, head, begin, count, buckets_);
       }
     }
   });
@@ -103,7 +107,7 @@ void KvCache::append(View k, View v, int64_t begin, int64_t count, bool fill) {
         list.push_back(store_.take());
       KvPage& page = list.back();
       const int64_t part = std::min(kPageTokens - page.num_keys, count - done);
-      append_tokens(page, k, v, static_cast<int64_t>(head), begin + done, part);
+      append_tokens(page, k, v, static_cast<int64_t>(head), begin + done, part, buckets_);
       done += part;
     }
   }
@@ -184,7 +188,8 @@ void KvCache::save(std::ostream& out) const {
       const KvPage& page = pages_[static_cast<size_t>(head)][static_cast<size_t>(i)];
       write_int(out, page.num_keys);
       write_int(out, page.has_bias ? 1 : 0);
-      out.write(reinterpret_cast<const char*>(page.keys), bytes);  // keys, values and bias adjoin
+      out.write(reinterpret_cast<const char*>(page.keys),
+                bytes);  // keys, values, bias and buckets adjoin
     }
   }
   write_policy(out);

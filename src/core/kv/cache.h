@@ -7,6 +7,7 @@
 #include <iosfwd>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,10 @@ class KvCache {
   virtual ~KvCache() = default;
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
+
+  // What the tokens of the chunk in work are assigned to, [L]; of the next set_current and commit.
+  // Empty, as at first: nothing.
+  void set_buckets(std::span<const Bucket> buckets);
 
   // Sets the keys and values of the chunk in work: k, v [L, N, D] in the cache's dtype, keys
   // already rotated. Replaced by the next call, forgotten by commit and reset; never part of the
@@ -150,6 +155,7 @@ class KvCache {
   PageStore store_;
   std::vector<PageList> pages_;  // per head: history, then the chunk in work
   int64_t num_current_ = 0;      // pages of the chunk in work, the same for every head
+  std::vector<Bucket> buckets_;  // of the chunk in work
 
  private:
   std::vector<PageList> spare_;  // per head: pages of the chunk in work, kept from step to step

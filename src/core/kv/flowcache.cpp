@@ -149,7 +149,8 @@ class FlowCache final : public KvCache {
       const int32_t from = head.order[static_cast<size_t>(i)];
       if (from == i) continue;
       write_token(pages[static_cast<size_t>(i / kPageTokens)], options_.dtype, dim, i % kPageTokens,
-                  head.keys.data() + from * dim, head.values.data() + from * dim, 0);
+                  head.keys.data() + from * dim, head.values.data() + from * dim, 0,
+                  pages[static_cast<size_t>(from / kPageTokens)].buckets[from % kPageTokens]);
       if (tracing_) head.ids[static_cast<size_t>(i)] = head.ids[static_cast<size_t>(from)];
     }
     if (tracing_) head.ids.resize(static_cast<size_t>(kept));

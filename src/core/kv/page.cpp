@@ -18,7 +18,8 @@ size_t half_bytes(DType dtype, int64_t head_dim) {
 
 KvPage page_at(std::byte* data, DType dtype, int64_t head_dim) {
   const size_t half = half_bytes(dtype, head_dim);
-  return {data, data + half, reinterpret_cast<float*>(data + 2 * half), 0, true};
+  auto* bias = reinterpret_cast<float*>(data + 2 * half);
+  return {data, data + half, bias, reinterpret_cast<Bucket*>(bias + kPageTokens), 0, true};
 }
 
 // Keys [D / kPair][64][kPair] and values [64 / kPair][D][kPair]: kPair = 2 for bf16, 1 for f32.
@@ -45,19 +46,22 @@ void pack(const KvPage& page, int64_t slot, const T* k, const T* v, int64_t stri
 }  // namespace
 
 size_t page_bytes(DType dtype, int64_t head_dim) {
-  return 2 * half_bytes(dtype, head_dim) + kPageTokens * sizeof(float);
+  return 2 * half_bytes(dtype, head_dim) + kPageTokens * (sizeof(float) + sizeof(Bucket));
 }
 
 void clear_page(KvPage& page, DType dtype, int64_t head_dim) {
   std::memset(page.keys, 0, 2 * half_bytes(dtype, head_dim));
   std::fill_n(page.bias, kPageTokens, -std::numeric_limits<float>::infinity());
+  std::fill_n(page.buckets, kPageTokens, kNoBucket);
   page.num_keys = 0;
   page.has_bias = true;
   ++page.version;
 }
 
-void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, int64_t count) {
+void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, int64_t count,
+                   std::span<const Bucket> buckets) {
   LONGTAKE_CHECK(page.num_keys + count <= kPageTokens, page.num_keys, " + ", count);
+  LONGTAKE_CHECK(buckets.empty() || static_cast<int64_t>(buckets.size()) == k.dim(0));
   const int64_t head_dim = k.dim(2);
   const int64_t stride = k.dim(1) * head_dim;
   const int64_t first = begin * stride + head * head_dim;
@@ -68,6 +72,10 @@ void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, in
   const bool plain =
       std::all_of(page.bias, page.bias + page.num_keys, [](float bias) { return bias == 0.0F; });
   std::fill_n(page.bias + page.num_keys, count, 0.0F);
+  if (buckets.empty())
+    std::fill_n(page.buckets + page.num_keys, count, kNoBucket);
+  else
+    std::copy_n(buckets.begin() + begin, count, page.buckets + page.num_keys);
   page.num_keys += static_cast<int32_t>(count);
   ++page.version;
   page.has_bias = !plain || page.num_keys < kPageTokens;
@@ -88,7 +96,7 @@ void read_token(const KvPage& page, DType dtype, int64_t head_dim, int64_t slot,
 }
 
 void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, const float* key,
-                 const float* value, float bias) {
+                 const float* value, float bias, Bucket bucket) {
   LONGTAKE_CHECK(slot <= page.num_keys && slot < kPageTokens, slot, " of ", page.num_keys);
   for_float_type(dtype, [&]<typename T>() {
     constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
@@ -100,6 +108,7 @@ void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, cons
     }
   });
   page.bias[slot] = bias;
+  page.buckets[slot] = bucket;
   ++page.version;
   page.num_keys = std::max(page.num_keys, static_cast<int32_t>(slot) + 1);
   page.has_bias =
@@ -112,7 +121,8 @@ void move_last_token(KvPage& from, KvPage& to, DType dtype, int64_t head_dim, in
   std::vector<float> row(static_cast<size_t>(2 * head_dim));
   const float bias = from.bias[last];
   read_token(from, dtype, head_dim, last, row.data(), row.data() + head_dim);
-  write_token(to, dtype, head_dim, slot, row.data(), row.data() + head_dim, bias);
+  write_token(to, dtype, head_dim, slot, row.data(), row.data() + head_dim, bias,
+              from.buckets[last]);
   std::fill(row.begin(), row.end(), 0.0F);
   write_token(from, dtype, head_dim, last, row.data(), row.data() + head_dim,
               -std::numeric_limits<float>::infinity());

@@ -1,9 +1,10 @@
 // The storage unit of keys and values: a page holds kPageTokens keys of one head, packed as the
 // attention kernel reads them, with one bias per key that is added to its logit.
 //
-//   keys    f32: [D][64]        bf16: [D/2][64][2]   (pairs of channels side by side, for dot
-//   products) values  f32: [64][D]        bf16: [64/2][D][2]   (pairs of keys side by side) bias
-//   f32 [64]            0 for a plain key, -inf for an unused slot, log m for m merged keys
+//   keys     f32: [D][64]   bf16: [D/2][64][2]   pairs of channels side by side, for dot products
+//   values   f32: [64][D]   bf16: [64/2][D][2]   pairs of keys side by side
+//   bias     f32 [64]       0 for a plain key, -inf for an unused slot, log m for m merged keys
+//   buckets  u16 [64]       what the key was assigned to, kNoBucket: nothing; attention skips them
 //
 // Unused slots hold zeros, so that a probability of 0 times a value is 0.
 #pragma once
@@ -22,10 +23,15 @@ namespace longtake {
 
 inline constexpr int64_t kPageTokens = 64;
 
+// Of a key or a query: the prompt token that it was assigned to (attention/prompt_buckets.h).
+using Bucket = uint16_t;
+inline constexpr Bucket kNoBucket = 0xffff;
+
 struct KvPage {
   std::byte* keys = nullptr;
   std::byte* values = nullptr;
   float* bias = nullptr;
+  Bucket* buckets = nullptr;
   int32_t num_keys = 0;   // used slots, from slot 0 on
   bool has_bias = false;  // false: every bias is 0, the kernel need not read it
   uint32_t version = 0;   // changes with the contents
@@ -42,22 +48,23 @@ struct KvView {
   int64_t num_heads() const { return static_cast<int64_t>(heads.size()); }
 };
 
-// Bytes of keys, values and bias of one page; a multiple of 64.
+// Bytes of keys, values, bias and buckets of one page; a multiple of 64.
 size_t page_bytes(DType dtype, int64_t head_dim);
 
-// Empties a page: zeros, every bias -inf.
+// Empties a page: zeros, every bias -inf, no buckets.
 void clear_page(KvPage& page, DType dtype, int64_t head_dim);
 
 // Writes tokens [begin, begin + count) of one head behind the page's last used slot, with bias 0.
-// k, v [L, N, D] in the page's dtype.
-void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, int64_t count);
+// k, v [L, N, D] in the page's dtype; buckets [L], or empty: none.
+void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, int64_t count,
+                   std::span<const Bucket> buckets = {});
 
 // One token out of a page and into one: key, value [D] f32, rounded to the page's dtype. `slot` of
 // write_token may be the first unused one; then it becomes used.
 void read_token(const KvPage& page, DType dtype, int64_t head_dim, int64_t slot, float* key,
                 float* value);
 void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, const float* key,
-                 const float* value, float bias);
+                 const float* value, float bias, Bucket bucket = kNoBucket);
 
 // Moves the last token of page `from` into used slot `slot` of page `to`; the pages may be one.
 void move_last_token(KvPage& from, KvPage& to, DType dtype, int64_t head_dim, int64_t slot);

@@ -12,6 +12,7 @@
 //
 // The key that attention sees is the group's, rotated to the time of its newest member: there a
 // group of one is exactly its key, and queries meet content at the age at which it was last seen.
+// Its bucket is that of its newest member, too.
 //
 // Over the budget the least recently merged groups go first, of those the smallest. Sink and exact
 // frames never go.
@@ -395,7 +396,7 @@ class TempCache final : public KvCache {
                              ? std::log(static_cast<float>(head.groups.count(group)))
                              : 0.0F;
       write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens, key.data(),
-                  head.groups.value(group), bias);
+                  head.groups.value(group), bias, oldest[t / kPageTokens].buckets[t % kPageTokens]);
       if (tracing_) head.members[static_cast<size_t>(group)].push_back(number(t));
       ++counts.merged;
     }
@@ -409,7 +410,8 @@ class TempCache final : public KvCache {
       head.index->set(group, mapped + t * dim);
       // A group of one shows the very bits of its key.
       write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens,
-                  plain + t * dim, values + t * dim, 0);
+                  plain + t * dim, values + t * dim, 0,
+                  oldest[t / kPageTokens].buckets[t % kPageTokens]);
     }
     return counts;
   }

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "ops/norm.h"
 #include "ops/rope.h"
@@ -53,6 +54,12 @@ void join_history(Context& ctx, View q, View k, View v, ChunkPosition position, 
   memory.commit_ms += ms_since(start);
 }
 
+// Of the tokens whose keys are read.
+void set_buckets(Memory& memory, std::span<const Bucket> buckets, int64_t unread_tokens) {
+  memory.cache->set_buckets(buckets.empty() ? buckets
+                                            : buckets.subspan(static_cast<size_t>(unread_tokens)));
+}
+
 }  // namespace
 
 void Attention::list(WeightTable& table, const std::string& name, bool with_norms, DType compute) {
@@ -82,19 +89,22 @@ View Attention::values(Context& ctx, View h) const {
 }
 
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit,
-                    int64_t unread_tokens, View out, const AttentionObserver& observer) {
+                    Memory& memory, std::span<const Bucket> buckets, bool sparse,
+                    std::optional<ChunkPosition> commit, int64_t unread_tokens, View out,
+                    const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, &rope);
   const View k = layer.keys(ctx, h, &rope).rows(unread_tokens, h.dim(0));
   const View v = layer.values(ctx, h).rows(unread_tokens, h.dim(0));
+  set_buckets(memory, buckets, unread_tokens);
   memory.cache->set_current(ctx, k, v);
   const KvView kv = memory.cache->view();
   std::optional<Selection> selection;
   if (sparse && memory.selector != nullptr) {
     const auto start = std::chrono::steady_clock::now();
     const int64_t frame_pages = (q.dim(0) + kPageTokens - 1) / kPageTokens;
-    selection = memory.selector->select(ctx, q, kv, frame_pages, 2 * frame_pages, layer.scale());
+    selection =
+        memory.selector->select(ctx, q, kv, frame_pages, 2 * frame_pages, layer.scale(), buckets);
     memory.select_ms += ms_since(start);
   }
   attend_and_project(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);
@@ -102,8 +112,10 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
 }
 
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 Memory& memory, ChunkPosition position, int64_t unread_tokens) {
+                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
+                 int64_t unread_tokens) {
   const Workspace::Scope scope(ctx.workspace());
+  set_buckets(memory, buckets, unread_tokens);
   const auto read = [&](View tokens) { return tokens.rows(unread_tokens, h.dim(0)); };
   const View q = memory.cache->wants_queries() ? read(layer.queries(ctx, h, &rope)) : View();
   const View k = read(layer.keys(ctx, h, &rope));
@@ -111,10 +123,21 @@ void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& 
   join_history(ctx, q, k, v, position, memory);
 }
 
+void Prompt::set(Context& ctx, KvPages prompt) {
+  pages = std::move(prompt);
+  if (selector != nullptr) selector->set_prompt(ctx, pages.view());
+  if (buckets != nullptr) buckets->set_prompt(pages.view());
+}
+
+std::span<const Bucket> Prompt::latest_buckets() const {
+  return buckets != nullptr ? buckets->buckets() : std::span<const Bucket>();
+}
+
 void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& prompt,
                      PromptReading reading, View out, const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, nullptr);
+  if (prompt.buckets != nullptr) prompt.buckets->assign(ctx, q, layer.scale());
   const bool chosen = prompt.selector != nullptr && reading != PromptReading::kAll;
   if (chosen && reading == PromptReading::kChoose) prompt.selector->choose(ctx, q, layer.scale());
   const KvView kv = chosen ? prompt.selector->kept() : prompt.pages.view();

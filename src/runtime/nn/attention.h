@@ -5,9 +5,11 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "attention/attend.h"
+#include "attention/prompt_buckets.h"
 #include "attention/prompt_select.h"
 #include "attention/select.h"
 #include "device/context.h"
@@ -66,20 +68,29 @@ struct Memory {
 // out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values
 // become the cache's current ones, except those of the first `unread_tokens`; with `commit` they
 // join its history afterwards. `sparse`: only what the selector chooses is read, if there is one;
-// the first frame, the newest one and the chunk itself always are.
+// the first frame, the newest one and the chunk itself always are. buckets: what the chunk's tokens
+// are assigned to, [L] or empty.
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, bool sparse, std::optional<ChunkPosition> commit,
+                    Memory& memory, std::span<const Bucket> buckets, bool sparse, std::optional<ChunkPosition> commit,
                     int64_t unread_tokens, View out, const AttentionObserver& observer = nullptr);
 
 // Only the keys and values of a clean chunk join the history, except those of the first
 // `unread_tokens`: all that a last layer must do.
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 Memory& memory, ChunkPosition position, int64_t unread_tokens);
+                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
+                 int64_t unread_tokens);
 
 // What one layer knows of the prompt.
 struct Prompt {
   KvPages pages;
   std::unique_ptr<PromptSelector> selector;  // AnnCA; null: every pass reads everything
+  std::unique_ptr<PromptBuckets> buckets;    // assigns every pass's tokens; null: nobody asks
+
+  // A new prompt.
+  void set(Context& ctx, KvPages prompt);
+
+  // Of the latest pass's tokens; empty without `buckets`.
+  std::span<const Bucket> latest_buckets() const;
 };
 
 // How a pass reads a prompt that has a selector.

@@ -52,8 +52,7 @@ void DitLayer::list(WeightTable& table, const std::string& name, const DitSizes&
 void DitLayer::set_prompt(Context& ctx, View embedded, Prompt& prompt) const {
   const Workspace::Scope scope(ctx.workspace());
   const View k = cross_attn.keys(ctx, embedded, nullptr);
-  prompt.pages = KvPages(ctx, k, cross_attn.values(ctx, embedded));
-  if (prompt.selector != nullptr) prompt.selector->set_prompt(ctx, prompt.pages.view());
+  prompt.set(ctx, KvPages(ctx, k, cross_attn.values(ctx, embedded)));
 }
 
 void DitLayer::modulate(Context& ctx, std::span<const View> frames, int64_t shift, int64_t scale,
@@ -78,7 +77,7 @@ void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, View 
   }
 
   modulate(ctx, pass.modulation, /*shift=*/0, /*scale=*/1, x, h);
-  self_attention(ctx, self_attn, h, pass.rope, state.memory, pass.sparse, pass.commit,
+  self_attention(ctx, self_attn, h, pass.rope, state.memory, pass.buckets, pass.sparse, pass.commit,
                  pass.unread_tokens, y, on_self);
   add_gated_frames(ctx, pass.modulation, /*gate=*/2, x, y);
   round_stream(ctx, pass.residual, x);
@@ -99,7 +98,8 @@ void DitLayer::commit(Context& ctx, const LayerPass& pass, LayerState& state, Vi
   const Workspace::Scope scope(ctx.workspace());
   const View h = ctx.workspace().take(self_attn.q->compute_dtype(), x.shape());
   modulate(ctx, pass.modulation, /*shift=*/0, /*scale=*/1, x, h);
-  commit_keys(ctx, self_attn, h, pass.rope, state.memory, *pass.commit, pass.unread_tokens);
+  commit_keys(ctx, self_attn, h, pass.rope, state.memory, pass.buckets, *pass.commit,
+              pass.unread_tokens);
 }
 
 }  // namespace longtake

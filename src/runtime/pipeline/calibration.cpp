@@ -21,10 +21,15 @@ constexpr int64_t kVersion = 1;
 constexpr JsonLimits kLimits{1 << 20, 8};
 constexpr int64_t kMostSteps = 1000;
 
-// All indices below `count` but one.
-std::vector<int64_t> all_but(int64_t count, int64_t one) {
+// All indices below `count`.
+std::vector<int64_t> all(int64_t count) {
   std::vector<int64_t> out(static_cast<size_t>(count));
   std::iota(out.begin(), out.end(), 0);
+  return out;
+}
+
+std::vector<int64_t> all_but(int64_t count, int64_t one) {
+  std::vector<int64_t> out = all(count);
   out.erase(out.begin() + one);
   return out;
 }
@@ -63,7 +68,11 @@ class Calibrator {
         stopped_(stopped),
         progress_(progress),
         num_layers_(model.config.transformer.num_layers) {
-    dense_.num_steps = options.method.num_steps;
+    method_.num_steps = options.method.num_steps;
+    method_.sparse_self = true;
+    method_.select = options.method.select;
+    dense_ = method_;
+    dense_.dense_layers = all(num_layers_);
     scores_.resize(static_cast<size_t>(num_layers_));
     layers_.resize(static_cast<size_t>(num_layers_));
   }
@@ -101,7 +110,7 @@ class Calibrator {
   Calibration result() const {
     Calibration out;
     out.model_fingerprint = world::model_fingerprint(model_.folder);
-    out.method = options_.method.to_string();
+    out.method = method_.to_string();
     out.num_probes = num_probes_;
     out.steps = judge(steps_);
     out.layers = judge(layers_);
@@ -120,7 +129,7 @@ class Calibrator {
     const Tensor own(ctx_.device(), DType::kF32, z.shape());
     const auto square_error = [&](std::vector<int64_t> dense_steps,
                                   std::vector<int64_t> dense_layers, RecallObserver* observer) {
-      Method method = options_.method;
+      Method method = method_;
       method.dense_steps = std::move(dense_steps);
       method.dense_layers = std::move(dense_layers);
       rollout.set_selection(ctx_, method);
@@ -166,7 +175,7 @@ class Calibrator {
   const std::function<bool()>& stopped_;
   const std::function<void(const std::string&)>& progress_;
   int64_t num_layers_;
-  Method dense_;
+  Method method_, dense_;  // dense_ keeps for method_ what it needs to know of the history
   std::vector<double> steps_, layers_;               // sums of squared errors
   std::vector<std::vector<AttentionScore>> scores_;  // [layers][heads]
   int64_t num_probes_ = 0;

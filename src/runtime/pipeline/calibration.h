@@ -43,7 +43,7 @@ struct Calibration {
 };
 
 struct CalibrationOptions {
-  Method method;              // with AnnSA; its memory policy is not used
+  Method method;              // its AnnSA and number of steps count, the rest is dense
   int64_t probe_every = 16;   // frames between two probes, behind the given ones
   int64_t query_stride = 16;  // every so manieth query is looked at for the recall
 };

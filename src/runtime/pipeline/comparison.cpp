@@ -185,7 +185,7 @@ class Player {
                      own.chunks.end());
   }
 
-  // Looks into attention at the last sampling step of a probe.
+  // Looks into attention at the last sparse step of a probe.
   class Scorer final : public PassObserver {
    public:
     Scorer(Rollout& rollout, std::span<const LayerState> dense, int64_t num_committed,
@@ -197,7 +197,7 @@ class Player {
           row_(row) {}
 
     void on_self_attention(int64_t layer, const AttentionRead& read) override {
-      if (rollout_.step() + 1 != rollout_.num_steps()) return;
+      if (rollout_.step() != rollout_.last_sparse_step()) return;
       const auto at = static_cast<size_t>(layer);
       const KvCache& own = *rollout_.layers()[at].memory.cache;
       // The dense history, and behind it the chunk in work as this method sees it.
@@ -220,7 +220,7 @@ class Player {
     void on_cross_attention(int64_t layer, const AttentionRead& read) override {
       const auto at = static_cast<size_t>(layer);
       const Prompt& prompt = rollout_.layers()[at].prompt;
-      if (rollout_.step() + 1 != rollout_.num_steps() || prompt.selector == nullptr) return;
+      if (rollout_.step() != rollout_.last_sparse_step() || prompt.selector == nullptr) return;
       const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
       row_.prompt_layers[at].add(score_attention(read.q, prompt.pages.view(), read.kv, nullptr,
                                                  prompt.selector->members(), scale, stride_));

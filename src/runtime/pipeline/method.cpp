@@ -71,6 +71,8 @@ const Names<PromptRule> kPromptRules = {{"match", PromptRule::kMatch}, {"mass", 
 const Names<StepReuse> kStepCaches = {{"none", StepReuse::kNone},
                                       {"teacache", StepReuse::kTeaCache},
                                       {"flowcache", StepReuse::kFlowCache}};
+const Names<SelectBuckets> kBuckets = {{"shared", SelectBuckets::kShared},
+                                       {"prompt", SelectBuckets::kPrompt}};
 const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
 const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
 const Names<GroupBias> kBiases = {{"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}};
@@ -154,6 +156,11 @@ const std::vector<Row>& rows() {
       {{"density", "0..1", "share of the keys that annsa reads", kSparse},
        [](Method& m, Text v) { m.select.density = number<double>(v, 0, 1); },
        [](const Method& m) { return shortest(m.select.density); }},
+      {{"buckets", "shared | prompt",
+        "annsa: queries meet keys in one index of both, or by the prompt tokens that they match",
+        kSparse},
+       [](Method& m, Text v) { m.select.buckets = choice(v, kBuckets); },
+       [](const Method& m) { return name_in(m.select.buckets, kBuckets); }},
       {{"cross-attention", "dense | annca",
         "annca: a frame reads only the prompt tokens it matches", ""},
        [](Method& m, Text v) { m.sparse_prompt = choice(v, kCross); },

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "base/philox.h"
 #include "ops/elementwise.h"
@@ -35,27 +36,40 @@ void Rollout::set_selection(Context& ctx, const Method& method) {
   method_ = method;
   method_.num_steps = num_steps();
   method_ = name_dense_parts(method_, sizes.num_layers);
+  const bool by_prompt = method.sparse_self && method.select.buckets == SelectBuckets::kPrompt;
   for (LayerState& layer : layers_) {
     layer.memory.selector.reset();
-    layer.prompt.selector.reset();
     if (method.sparse_self)
       layer.memory.selector =
           std::make_unique<PageSelector>(sizes.num_heads, sizes.head_dim, method.select);
-    if (!method.sparse_prompt) continue;
-    layer.prompt.selector =
-        std::make_unique<PromptSelector>(sizes.num_heads, sizes.head_dim, method.prompt_select);
-    const KvView prompt = layer.prompt.pages.view();
-    if (prompt.num_heads() > 0) layer.prompt.selector->set_prompt(ctx, prompt);
+    KvPages prompt = std::move(layer.prompt.pages);
+    layer.prompt = {};
+    if (method.sparse_prompt)
+      layer.prompt.selector =
+          std::make_unique<PromptSelector>(sizes.num_heads, sizes.head_dim, method.prompt_select);
+    if (by_prompt)
+      layer.prompt.buckets = std::make_unique<PromptBuckets>(sizes.num_heads, sizes.head_dim,
+                                                             method.select.ann, method.select.seed);
+    if (prompt.view().num_heads() > 0) layer.prompt.set(ctx, std::move(prompt));
   }
   if (!method.sparse_self) return;
   for (const int64_t dense : *method_.dense_layers)
     layers_[static_cast<size_t>(dense)].memory.selector.reset();
+  // No cross attention comes before the first layer, so its tokens have no buckets.
+  if (by_prompt) layers_.front().memory.selector.reset();
 }
 
 bool Rollout::is_sparse(int64_t step) const {
   if (!method_.sparse_self && !method_.sparse_prompt) return false;
   const std::vector<int64_t>& dense = *method_.dense_steps;
   return step < num_steps() && !std::binary_search(dense.begin(), dense.end(), step);
+}
+
+int64_t Rollout::last_sparse_step() const {
+  for (int64_t step = num_steps() - 1; step >= 0; --step) {
+    if (is_sparse(step)) return step;
+  }
+  return num_steps() - 1;
 }
 
 void Rollout::set_text(Context& ctx, View text) {

@@ -44,6 +44,9 @@ class Rollout {
   // The sampling step in work; num_steps(): the clean pass.
   int64_t step() const { return step_; }
 
+  // The last sampling step that is sparse; without one the last of all.
+  int64_t last_sparse_step() const;
+
   std::span<const LayerState> layers() const { return layers_; }
 
   // Query-key pairs of self attention at the sampling steps of the latest frame, over those of

@@ -17,9 +17,14 @@ constexpr double kTimeScale = 1000.0;  // noise levels in [0, 1] are described a
 
 LayerPass layer_pass(const Pass& pass, int64_t index, std::span<const View> modulation,
                      std::optional<ChunkPosition> commit) {
+  // By the cross attention of the layer before.
+  const std::span<const Bucket> buckets =
+      index > 0 ? pass.layers[static_cast<size_t>(index - 1)].prompt.latest_buckets()
+                : std::span<const Bucket>();
   return {.index = index,
           .modulation = modulation,
           .rope = pass.place.rope,
+          .buckets = buckets,
           .sparse = pass.sparse,
           .prompt = pass.prompt,
           .commit = commit,
