@@ -17,11 +17,6 @@
 namespace longtake {
 namespace {
 
-using test::expect_close;
-using test::Guarded;
-using test::random_tensor;
-using test::values;
-
 constexpr DType kF32 = DType::kF32;
 constexpr DType kBF16 = DType::kBF16;
 constexpr float kInf = std::numeric_limits<float>::infinity();

@@ -39,11 +39,6 @@ __attribute__((noinline)) void operator delete(void* data, size_t) noexcept {
 namespace longtake {
 namespace {
 
-using test::expect_close;
-using test::Guarded;
-using test::random_tensor;
-using test::values;
-
 constexpr int64_t kHeads = 2;
 constexpr int64_t kDim = 32;
 

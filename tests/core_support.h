@@ -108,3 +108,12 @@ inline bool same_bits(View a, View b) {
 }
 
 }  // namespace longtake::test
+
+namespace longtake {
+
+using test::expect_close;
+using test::Guarded;
+using test::random_tensor;
+using test::values;
+
+}  // namespace longtake

@@ -15,8 +15,6 @@
 namespace longtake {
 namespace {
 
-using test::random_tensor;
-
 constexpr int64_t kTokens = 24, kHeads = 2, kDim = 16;
 
 CacheOptions options(DType dtype, int64_t budget, const char* memory = "flowcache") {

@@ -18,8 +18,6 @@
 namespace longtake {
 namespace {
 
-using test::random_tensor;
-
 struct Problem {
   Problem(DType dtype, int64_t queries, int64_t keys, int64_t heads, int64_t dim)
       : q(random_tensor(dtype, {queries, heads, dim}, 0, 2.0F)),

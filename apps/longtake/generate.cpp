@@ -202,13 +202,22 @@ RunStats describe_run(const Context& ctx, const world::Model& model, const Sessi
   return stats;
 }
 
+// The next frame; an error says how many frames came before it, as the writer's own errors do.
+View step(Session& session, CameraPosition camera, int64_t frames_made) {
+  try {
+    return session.step(camera);
+  } catch (const Error& error) {
+    throw Error(error.kind(), str(error.what(), "; stopped after ", frames_made, " frames"));
+  }
+}
+
 // Frame after frame into the writer until all are made or someone asks for a stop.
 void play(Session& session, Walk& walk, FrameWriter& writer, const Plan& plan, bool quiet,
           RunStats& stats) {
   Progress progress(plan.frames, quiet);
   const auto start = Clock::now();
   for (int64_t frame = 0; frame < plan.frames && stop_signal() == 0; ++frame) {
-    const View rgb = session.step(walk.next());
+    const View rgb = step(session, walk.next(), frame);
     Stopwatch watch;
     writer.write(rgb.data<uint8_t>());
     ChunkStats chunk = session.last_chunk();
@@ -255,12 +264,7 @@ int generate(const GenerateFlags& flags) {
   const auto writer =
       open_frame_writer(flags.out, static_cast<int>(stats.frame_width),
                         static_cast<int>(stats.frame_height), world::kFramesPerSecond);
-  try {
-    play(session, walk, *writer, plan, flags.quiet, stats);
-  } catch (const Error& error) {
-    throw Error(error.kind(),
-                str(error.what(), "; stopped after ", stats.chunks.size(), " frames"));
-  }
+  play(session, walk, *writer, plan, flags.quiet, stats);
   stats.interrupted = stop_signal() != 0;
   stats.workspace_bytes = ctx.workspace().bytes_reserved();
   if (!flags.save_state.empty())

@@ -154,7 +154,7 @@ class Calibrator {
     ++num_probes_;
   }
 
-  // Errors from sums of squares; the worst kDenseShare stays dense.
+  // Errors from sums of squares; the worst dense_count() of them stay dense.
   std::vector<CalibratedPart> judge(const std::vector<double>& sums) const {
     std::vector<CalibratedPart> parts;
     for (const double sum : sums)
