@@ -298,15 +298,16 @@ TEST_F(Cli, CalibratesAndPlaysCalibrated) {
     const size_t at = method.find(key) + key.size();
     return method.substr(at, method.find(':', at) - at);
   };
-  const bool first = file["layers"][0]["dense"];
-  EXPECT_EQ(dense_layers({"--preset", "annsa"}), first ? "0" : "1");
-  EXPECT_EQ(dense_layers({"--preset", "annsa", "--dense-layers", "none"}), "none");
   // A file named by a flag counts before the one beside the model.
   auto other = file;
-  for (auto& layer : other["layers"]) layer["dense"] = !layer["dense"].get<bool>();
-  write_text(scratch_ / "other.json", other.dump());
-  EXPECT_EQ(dense_layers({"--preset", "annsa", "--calibration", scratch_ / "other.json"}),
-            first ? "1" : "0");
+  for (const bool first : {false, true}) {
+    other["layers"][0]["dense"] = first;
+    other["layers"][1]["dense"] = !first;
+    write_text(first ? folder + "/calibration.json" : scratch_ / "other.json", other.dump(2));
+  }
+  EXPECT_EQ(dense_layers({"--preset", "annsa"}), "0");
+  EXPECT_EQ(dense_layers({"--preset", "annsa", "--calibration", scratch_ / "other.json"}), "1");
+  EXPECT_EQ(dense_layers({"--preset", "annsa", "--dense-layers", "none"}), "none");
 
   replace_in_file(folder + "/calibration.json", "\"model_fingerprint\": \"",
                   "\"model_fingerprint\": \"0");

@@ -57,6 +57,13 @@ class RecallObserver final : public PassObserver {
   std::vector<std::vector<AttentionScore>> scores_;  // [layers][heads]
 };
 
+std::vector<CalibratedPart> judge(const std::vector<double>& errors) {
+  std::vector<CalibratedPart> parts;
+  for (const double error : errors) parts.push_back({error, false});
+  for (const int64_t dense : dense_parts(errors)) parts[static_cast<size_t>(dense)].dense = true;
+  return parts;
+}
+
 class Calibrator {
  public:
   Calibrator(Context& ctx, const world::Model& model, const CalibrationOptions& options,
@@ -71,6 +78,7 @@ class Calibrator {
     method_.num_steps = options.method.num_steps;
     method_.sparse_self = true;
     method_.select = options.method.select;
+    method_.set("ann", options.method.get("ann"));
     dense_ = method_;
     dense_.dense_layers = all(num_layers_);
     scores_.resize(static_cast<size_t>(num_layers_));
@@ -112,8 +120,8 @@ class Calibrator {
     out.model_fingerprint = world::model_fingerprint(model_.folder);
     out.method = method_.to_string();
     out.num_probes = num_probes_;
-    out.steps = judge(steps_);
-    out.layers = judge(layers_);
+    out.steps = judge(errors(steps_));
+    out.layers = judge(errors(layers_));
     for (const auto& layer : scores_) {
       auto& heads = out.heads.emplace_back();
       for (const AttentionScore& head : layer)
@@ -138,11 +146,14 @@ class Calibrator {
           relative_l2({own.data<float>(), static_cast<size_t>(own.numel())}, expected);
       return error * error;
     };
-    for (int64_t layer = 0; layer < num_layers_; ++layer)
-      layers_[static_cast<size_t>(layer)] += square_error({}, all_but(num_layers_, layer), nullptr);
     for (int64_t step = 0; step < rollout.num_steps(); ++step)
       steps_[static_cast<size_t>(step)] +=
           square_error(all_but(rollout.num_steps(), step), {}, nullptr);
+    // A step that stays dense hides what it would cost in a layer.
+    const std::vector<int64_t> dense_steps = dense_parts(errors(steps_));
+    for (int64_t layer = 0; layer < num_layers_; ++layer)
+      layers_[static_cast<size_t>(layer)] +=
+          square_error(dense_steps, all_but(num_layers_, layer), nullptr);
     RecallObserver observer(rollout, options_.query_stride, scores_.size());
     square_error({}, {}, &observer);
     for (size_t layer = 0; layer < scores_.size(); ++layer) {
@@ -154,19 +165,12 @@ class Calibrator {
     ++num_probes_;
   }
 
-  // Errors from sums of squares; the worst dense_count() of them stay dense.
-  std::vector<CalibratedPart> judge(const std::vector<double>& sums) const {
-    std::vector<CalibratedPart> parts;
+  // From sums of squared errors.
+  std::vector<double> errors(const std::vector<double>& sums) const {
+    std::vector<double> out;
     for (const double sum : sums)
-      parts.push_back(
-          {std::sqrt(sum / static_cast<double>(std::max<int64_t>(1, num_probes_))), false});
-    std::vector<size_t> order(parts.size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return parts[a].error > parts[b].error; });
-    const int64_t dense = dense_count(static_cast<int64_t>(parts.size()));
-    for (int64_t i = 0; i < dense; ++i) parts[order[static_cast<size_t>(i)]].dense = true;
-    return parts;
+      out.push_back(std::sqrt(sum / static_cast<double>(std::max<int64_t>(1, num_probes_))));
+    return out;
   }
 
   Context& ctx_;
@@ -221,6 +225,19 @@ std::string Calibration::to_json() const {
     root["layers"].push_back(layer);
   }
   return root.dump(2) + "\n";
+}
+
+std::vector<int64_t> dense_parts(const std::vector<double>& errors) {
+  constexpr double kStandsOut = 2;  // medians
+  std::vector<int64_t> order = all(static_cast<int64_t>(errors.size()));
+  const auto error = [&](int64_t i) { return errors[static_cast<size_t>(i)]; };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return error(a) > error(b); });
+  const double median = order.empty() ? 0 : error(order[order.size() / 2]);
+  order.resize(static_cast<size_t>(dense_count(static_cast<int64_t>(order.size()))));
+  std::erase_if(order, [&](int64_t i) { return error(i) <= kStandsOut * median; });
+  std::sort(order.begin(), order.end());
+  return order;
 }
 
 Calibration calibrate(Context& ctx, const world::Model& model,

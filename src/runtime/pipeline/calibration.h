@@ -2,8 +2,9 @@
 // maps of the embedded world, and which of them should therefore stay dense.
 //
 // A dense run is played; at probes its next frame is made again from the same past and noise, with
-// AnnSA in one layer only, then at one step only. The error of the frame's latent is the cost. How
-// sparse each head is says the recall of the keys that AnnSA read of it, beside that of an oracle.
+// AnnSA at one step only, then in one layer only at the steps that will not stay dense. The error
+// of the frame's latent is the cost. How sparse each head is says the recall of the keys that AnnSA
+// read of it, beside that of an oracle.
 #pragma once
 
 #include <cstdint>
@@ -42,14 +43,18 @@ struct Calibration {
   std::string to_json() const;
 };
 
+// Which of the steps, or of the layers, with these errors will stay dense, ascending: at most
+// dense_count() of them, those that cost most, and only what costs more than twice the median. The
+// rest would buy nothing.
+std::vector<int64_t> dense_parts(const std::vector<double>& errors);
+
 struct CalibrationOptions {
   Method method;              // its AnnSA and number of steps count, the rest is dense
   int64_t probe_every = 16;   // frames between two probes, behind the given ones
   int64_t query_stride = 16;  // every so manieth query is looked at for the recall
 };
 
-// Dense will be dense_count() of the layers and of the steps that cost most. `stopped` is asked
-// between frames; when it says yes, Error (kRuntime) is thrown.
+// `stopped` is asked between frames; when it says yes, Error (kRuntime) is thrown.
 Calibration calibrate(Context& ctx, const world::Model& model,
                       const std::vector<Scenario>& scenarios, const CalibrationOptions& options,
                       const std::function<bool()>& stopped,

@@ -173,7 +173,7 @@ const std::vector<Row>& rows() {
        [](Method& m, Text v) { m.prompt_select.rule = choice(v, kPromptRules); },
        [](const Method& m) { return name_in(m.prompt_select.rule, kPromptRules); }},
       {{"dense-steps", "auto | none | 0+1+...",
-        "sampling steps that read everything, from 0 on; auto: as calibrated, or the first 30 %",
+        "sampling steps that read everything, from 0 on; auto: as calibrated, or the last 30 %",
         "self-attention=annsa | cross-attention=annca"},
        [](Method& m, Text v) { m.dense_steps = parse_list(v); },
        [](const Method& m) { return list_text(m.dense_steps); }},
@@ -270,8 +270,7 @@ constexpr Preset kPresets[] = {
     {"annca", true, "cross-attention=annca"},
     {"teacache", false, "step-cache=teacache"},
     {"flowcache", false, "memory=flowcache:step-cache=flowcache"},
-    // A merged cache holds little that nobody reads: a quarter of it would be far too little.
-    {"all", true, "memory=tempcache:self-attention=annsa:density=0.5:cross-attention=annca"},
+    {"all", true, "memory=tempcache:self-attention=annsa:cross-attention=annca"},
 };
 
 void apply_preset(const std::string& name, Method& method) {
@@ -431,17 +430,19 @@ int64_t dense_count(int64_t count) {
 
 Method name_dense_parts(const Method& method, int64_t num_layers) {
   Method out = method;
-  const auto name = [](const char* key, int64_t count, std::optional<std::vector<int64_t>>& list) {
+  const auto name = [](const char* key, int64_t count, int64_t first,
+                       std::optional<std::vector<int64_t>>& list) {
     if (!list) {
       list.emplace(static_cast<size_t>(dense_count(count)));
-      std::iota(list->begin(), list->end(), 0);
+      std::iota(list->begin(), list->end(), first);
     } else if (!list->empty() && list->back() >= count) {
       usage(str(key, ": expected indices in 0..", count - 1, ", found ", list->back()));
     }
   };
+  const int64_t steps = method.num_steps;
   if (method.sparse_self || method.sparse_prompt)
-    name("dense-steps", method.num_steps, out.dense_steps);
-  if (method.sparse_self) name("dense-layers", num_layers, out.dense_layers);
+    name("dense-steps", steps, steps - dense_count(steps), out.dense_steps);
+  if (method.sparse_self) name("dense-layers", num_layers, 0, out.dense_layers);
   return out;
 }
 

@@ -34,7 +34,7 @@ struct Method {
   bool sparse_prompt = false;  // AnnCA
   PromptSelectOptions prompt_select;  // of AnnCA
   // Sampling steps without AnnSA and AnnCA, and layers without AnnSA, by index, ascending; nullopt:
-  // what was calibrated, or the first dense_count() of them.
+  // what was calibrated, or the last dense_count() steps and the first dense_count() layers.
   std::optional<std::vector<int64_t>> dense_steps, dense_layers;
   StepCacheOptions step_cache;
   int64_t num_steps = 0;  // sampling steps a chunk; 0: the model's own
@@ -75,7 +75,8 @@ Method parse_method(const std::string& text);
 CacheOptions cache_options(const Method& method, const world::TransformerConfig& sizes, DType dtype,
                            int64_t expected_frames);
 
-// How many of so many steps or layers stay dense: 30 %, the share that the paper gives.
+// How many of so many steps or layers stay dense: 30 %, the share that the paper gives. It takes
+// the first steps; but what a step gets wrong later ones put right, and nobody puts right the last.
 int64_t dense_count(int64_t count);
 
 // The method with those steps and layers named that stay dense where others are sparse; num_steps
