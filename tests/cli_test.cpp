@@ -311,7 +311,8 @@ TEST_F(Cli, CalibratesAndPlaysCalibrated) {
 
   replace_in_file(folder + "/calibration.json", "\"model_fingerprint\": \"",
                   "\"model_fingerprint\": \"0");
-  expect_failure(generate({"--preset", "annsa"}, folder), 3, "calibration.json: model_fingerprint");
+  expect_failure(generate({"--preset", "annsa"}, folder), 3,
+                 "calibration.json: expected a calibration of these weights");
   EXPECT_EQ(run(generate({"--frames", "1", "--quiet"}, folder)).code, 0) << "dense needs none";
   expect_failure(generate({"--preset", "annsa", "--calibration", scratch_ / "none.json"}), 3,
                  "none.json");

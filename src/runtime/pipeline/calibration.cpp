@@ -199,6 +199,11 @@ std::vector<int64_t> dense_indices(const std::vector<CalibratedPart>& parts) {
   return out;
 }
 
+// What is read by people needs no more digits.
+double rounded(double value) {
+  return std::round(1e6 * value) / 1e6;
+}
+
 CalibratedPart read_part(const JsonObject& json) {
   return {json.number("error", 0, 1e9), json.boolean("dense")};
 }
@@ -216,12 +221,14 @@ std::string Calibration::to_json() const {
                        {"steps", ordered_json::array()},
                        {"layers", ordered_json::array()}};
   for (const CalibratedPart& step : steps)
-    root["steps"].push_back({{"error", step.error}, {"dense", step.dense}});
+    root["steps"].push_back({{"error", rounded(step.error)}, {"dense", step.dense}});
   for (size_t i = 0; i < layers.size(); ++i) {
-    ordered_json layer = {
-        {"error", layers[i].error}, {"dense", layers[i].dense}, {"heads", ordered_json::array()}};
+    ordered_json layer = {{"error", rounded(layers[i].error)},
+                          {"dense", layers[i].dense},
+                          {"heads", ordered_json::array()}};
     for (const CalibratedHead& head : heads[i])
-      layer["heads"].push_back({{"recall", head.recall}, {"oracle", head.oracle}});
+      layer["heads"].push_back(
+          {{"recall", rounded(head.recall)}, {"oracle", rounded(head.oracle)}});
     root["layers"].push_back(layer);
   }
   return root.dump(2) + "\n";
@@ -255,15 +262,17 @@ Calibration read_calibration(const std::string& path, const world::Config& confi
   const MappedFile file(path);
   const nlohmann::json json = parse_json(file.bytes(), path, kLimits);
   const JsonObject root(json, path);
-  const auto expect = [&](const char* key, const std::string& expected) {
-    const std::string found = root.string(key);
-    if (found != expected)
-      throw Error(ErrorKind::kInput, str(path, ": ", key, ": expected \"", expected, "\", found \"",
-                                         printable(found), '"'));
-  };
-  expect("kind", kKind);
+  if (root.string("kind") != kKind)
+    throw Error(ErrorKind::kInput, str(path, ": kind: expected \"", kKind, "\", found \"",
+                                       printable(root.string("kind")), '"'));
   root.integer("version", kVersion, kVersion);
-  expect("model_fingerprint", hex(model_fingerprint));
+  const std::string found = root.string("model_fingerprint");
+  if (found != hex(model_fingerprint))
+    throw Error(ErrorKind::kInput,
+                str(path,
+                    ": expected a calibration of these weights (longtake calibrate makes it), "
+                    "found one of model ",
+                    printable(found)));
   Calibration out;
   out.model_fingerprint = model_fingerprint;
   try {
