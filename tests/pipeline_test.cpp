@@ -477,7 +477,9 @@ TEST(Calibration, IsReadBackAndFillsWhatIsOpen) {
   const std::string path = scratch / "calibration.json";
   const std::string text = written.to_json();
   write_text(path, text);
-  const auto read = [&] { return read_calibration(path, model.config, 0x123456789abcdef0); };
+  const auto read = [&] {
+    return read_calibration(path, model.config.transformer, 0x123456789abcdef0);
+  };
   EXPECT_EQ(read().to_json(), text);
 
   const auto applied = [&](const std::string& method) {

@@ -118,7 +118,7 @@ void print_model(const std::string& folder) {
   std::error_code error;
   if (fs::exists(calibration, error))
     fmt::print("{}: {}", calibration,
-               to_text(read_calibration(calibration, config, world::model_fingerprint(folder))));
+               to_text(read_calibration(calibration, t, world::model_fingerprint(folder))));
 }
 
 // What a file is to a Wan model, and what it lacks of it.

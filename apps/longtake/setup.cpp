@@ -82,8 +82,9 @@ void apply_calibration(const std::string& flag, const std::string& model_folder,
     std::error_code error;
     if (!fs::exists(path, error)) return;
   }
-  longtake::apply(read_calibration(path, config, world::model_fingerprint(model_folder)),
-                  config.sampler.num_steps, method);
+  longtake::apply(
+      read_calibration(path, config.transformer, world::model_fingerprint(model_folder)),
+      config.sampler.num_steps, method);
 }
 
 std::string to_text(const Calibration& calibration) {

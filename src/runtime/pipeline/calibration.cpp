@@ -257,19 +257,18 @@ Calibration calibrate(Context& ctx, const world::Model& model,
   return calibrator.result();
 }
 
-Calibration read_calibration(const std::string& path, const world::Config& config,
-                             uint64_t model_fingerprint) {
-  const MappedFile file(path);
-  const nlohmann::json json = parse_json(file.bytes(), path, kLimits);
-  const JsonObject root(json, path);
+Calibration parse_calibration(std::span<const std::byte> text, const std::string& what,
+                              const world::TransformerConfig& sizes, uint64_t model_fingerprint) {
+  const nlohmann::json json = parse_json(text, what, kLimits);
+  const JsonObject root(json, what);
   if (root.string("kind") != kKind)
-    throw Error(ErrorKind::kInput, str(path, ": kind: expected \"", kKind, "\", found \"",
+    throw Error(ErrorKind::kInput, str(what, ": kind: expected \"", kKind, "\", found \"",
                                        printable(root.string("kind")), '"'));
   root.integer("version", kVersion, kVersion);
   const std::string found = root.string("model_fingerprint");
   if (found != hex(model_fingerprint))
     throw Error(ErrorKind::kInput,
-                str(path,
+                str(what,
                     ": expected a calibration of these weights (longtake calibrate makes it), "
                     "found one of model ",
                     printable(found)));
@@ -278,13 +277,12 @@ Calibration read_calibration(const std::string& path, const world::Config& confi
   try {
     out.method = parse_method(root.string("method")).to_string();
   } catch (const Error& error) {
-    throw Error(ErrorKind::kInput, str(path, ": method: ", error.what()));
+    throw Error(ErrorKind::kInput, str(what, ": method: ", error.what()));
   }
   out.num_probes = root.integer("probes", 1, INT32_MAX);
   const auto num_steps = static_cast<size_t>(root.integer("num_steps", 1, kMostSteps));
   for (const JsonObject& step : root.objects("steps", num_steps))
     out.steps.push_back(read_part(step));
-  const auto& sizes = config.transformer;
   for (const JsonObject& layer : root.objects("layers", static_cast<size_t>(sizes.num_layers))) {
     out.layers.push_back(read_part(layer));
     auto& heads = out.heads.emplace_back();
@@ -292,6 +290,11 @@ Calibration read_calibration(const std::string& path, const world::Config& confi
       heads.push_back({head.number("recall", 0, 1 + 1e-6), head.number("oracle", 0, 1 + 1e-6)});
   }
   return out;
+}
+
+Calibration read_calibration(const std::string& path, const world::TransformerConfig& sizes,
+                             uint64_t model_fingerprint) {
+  return parse_calibration(MappedFile(path).bytes(), path, sizes, model_fingerprint);
 }
 
 void apply(const Calibration& calibration, int64_t num_steps, Method& method) {

@@ -7,8 +7,10 @@
 // read of it, beside that of an oracle.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -60,8 +62,13 @@ Calibration calibrate(Context& ctx, const world::Model& model,
                       const std::function<bool()>& stopped,
                       const std::function<void(const std::string& what)>& progress);
 
-// Throws Error (kInput) for a file that is no calibration, or one of another model.
-Calibration read_calibration(const std::string& path, const world::Config& config,
+// `what` names the text in errors. Throws Error (kInput) for what is no calibration, or one of
+// another model.
+Calibration parse_calibration(std::span<const std::byte> text, const std::string& what,
+                              const world::TransformerConfig& sizes, uint64_t model_fingerprint);
+
+// The same of a file.
+Calibration read_calibration(const std::string& path, const world::TransformerConfig& sizes,
                              uint64_t model_fingerprint);
 
 // What `method` leaves open is taken from the calibration; steps only if it has as many.
