@@ -71,8 +71,9 @@ struct Memory {
 // the first frame, the newest one and the chunk itself always are. buckets: what the chunk's tokens
 // are assigned to, [L] or empty.
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, std::span<const Bucket> buckets, bool sparse, std::optional<ChunkPosition> commit,
-                    int64_t unread_tokens, View out, const AttentionObserver& observer = nullptr);
+                    Memory& memory, std::span<const Bucket> buckets, bool sparse,
+                    std::optional<ChunkPosition> commit, int64_t unread_tokens, View out,
+                    const AttentionObserver& observer = nullptr);
 
 // Only the keys and values of a clean chunk join the history, except those of the first
 // `unread_tokens`: all that a last layer must do.

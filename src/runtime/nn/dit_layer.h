@@ -52,7 +52,7 @@ struct LayerPass {
   const RopeTable& rope;
   DType residual = DType::kF32;  // bf16: the stream is rounded after everything that is added to it
   int64_t unread_tokens = 0;     // first tokens whose keys are neither read nor remembered
-  std::span<const Bucket> buckets;   // what the pass's tokens are assigned to, [L] or empty
+  std::span<const Bucket> buckets = {};  // what the pass's tokens are assigned to, [L] or empty
   bool sparse = false;
   PromptReading prompt = PromptReading::kAll;
   std::optional<ChunkPosition> commit;
