@@ -248,6 +248,115 @@ TEST_P(TempCacheTest, StillThingsMatchForEver) {
   EXPECT_EQ(missed->merge_counts().merged, 0);
 }
 
+// The same thing seen at several times: every member counts with the logit of its own age, so that
+// the query which the bias knows attends as over the full history.
+TEST_P(TempCacheTest, BiasByAgesIsExactForTheMeanQuery) {
+  CacheOptions turning = options();
+  turning.tempcache.time_pairs = kTimePairs;
+  turning.tempcache.merge_threshold = 0.05;
+  CacheOptions by_count = turning;
+  by_count.tempcache.bias = GroupBias::kLogCount;
+  CacheOptions all = options("full");
+  const auto merged = make_cache(ctx_, turning);
+  const auto counted = make_cache(ctx_, by_count);
+  const auto full = make_cache(ctx_, all);
+  const Tensor keys = random_rows(1);
+  Tensor q = random_rows(2);  // one query, which every token asks
+  for (int64_t row = 1; row < kTokens; ++row)
+    std::copy_n(q.data<float>(), kHeads * kDim, q.data<float>() + row * kHeads * kDim);
+  constexpr int64_t kLast = 10;
+  for (int64_t frame = 0; frame < kLast; ++frame) {
+    const Tensor k = at_time(keys, frame);
+    const Tensor v = random_rows(100);
+    for (KvCache* cache : {merged.get(), counted.get(), full.get()}) {
+      cache->observe_reads(ctx_, at_time(q, frame));
+      cache->commit(ctx_, k, v, {frame, 1});
+    }
+  }
+  EXPECT_EQ(merged->entries(), 4 * kTokens);
+  const Tensor asks = at_time(q, kLast);
+  const auto exact = attended(ctx_, *full, asks);
+  EXPECT_LT(relative_error(attended(ctx_, *merged, asks), exact), 1e-5);
+  EXPECT_GT(relative_error(attended(ctx_, *counted, asks), exact), 1e-2);
+}
+
+// Sightings: the newest frames stand alone, older ones share, and none is lost.
+TEST(KeyGroups, RemembersWhenItsMembersWereSeen) {
+  const std::vector<float> row(kDim, 1.0F);
+  KeyGroups groups(kDim, GroupKey::kMean);
+  groups.add(row.data(), row.data(), 1, 0);
+  for (int64_t frame = 1; frame < 300; ++frame) {
+    groups.merge(0, row.data(), row.data(), 1, frame);
+    const auto seen = groups.sightings(0);
+    int64_t count = 0;
+    for (size_t i = 0; i < seen.size(); ++i) {
+      count += seen[i].count;
+      EXPECT_EQ(seen[i].last - seen[i].first + 1, seen[i].count);
+      if (i > 0) {
+        EXPECT_EQ(seen[i].first, seen[i - 1].last + 1);
+      }
+    }
+    EXPECT_EQ(count, frame + 1);
+    EXPECT_EQ(seen.front().first, 0);
+    EXPECT_EQ(seen.back().last, frame);
+  }
+  const auto seen = groups.sightings(0);
+  EXPECT_EQ(seen.size(), kMostSightings);
+  EXPECT_LE(seen.back().count, 2);
+  EXPECT_GT(seen.front().count, 50);
+}
+
+TEST(KeyGroups, NoMemberIsOutsideTheRadius) {
+  const Tensor rows = random_rows(6);
+  const float* x = rows.data<float>();
+  for (const GroupKey rule : {GroupKey::kMean, GroupKey::kNewest}) {
+    KeyGroups groups(kDim, rule);
+    groups.add(x, x, 1, 0);
+    EXPECT_EQ(groups.radius(0), 0);
+    for (int64_t i = 1; i < 20; ++i) {
+      double square = 0;
+      for (int64_t d = 0; d < kDim; ++d)
+        square += std::pow(double{x[i * kDim + d]} - double{groups.key(0)[d]}, 2);
+      const float predicted = groups.radius_with(0, static_cast<float>(std::sqrt(square)));
+      groups.merge(0, x + i * kDim, x + i * kDim, 1, i);
+      EXPECT_NEAR(groups.radius(0), predicted, 1e-4);
+      for (int64_t j = 0; j <= i; ++j) {
+        square = 0;
+        for (int64_t d = 0; d < kDim; ++d)
+          square += std::pow(double{x[j * kDim + d]} - double{groups.key(0)[d]}, 2);
+        EXPECT_LE(std::sqrt(square), double{groups.radius(0)} * (1 + 1e-5));
+      }
+    }
+  }
+}
+
+// With max_error no member's key is farther from what stands for it than so many nats.
+TEST_P(TempCacheTest, MaxErrorLimitsMerging) {
+  int64_t last = 0;
+  for (const double most : {0.2, 1.0, 100.0}) {
+    CacheOptions limited = options();
+    limited.tempcache.max_error = most;
+    limited.tempcache.merge_threshold = 0;  // means nothing beside it
+    const auto cache = make_cache(ctx_, limited);
+    const Tensor keys = random_rows(1);
+    for (int64_t frame = 0; frame < 10; ++frame) {
+      const Tensor k = near(keys, 0.1F, static_cast<uint32_t>(200 + frame));
+      cache->observe_queries(ctx_, random_rows(static_cast<uint32_t>(400 + frame)), {frame, 1});
+      cache->commit(ctx_, k, k, {frame, 1});
+    }
+    EXPECT_GE(cache->merge_counts().merged, last);
+    if (most == 0.2) {
+      EXPECT_EQ(cache->merge_counts().merged, 0);
+    }
+    last = cache->merge_counts().merged;
+    std::vector<double> low(static_cast<size_t>(cache->entries()), 0.0), high = low;
+    std::vector<float> q(kDim, 1.0F);  // no longer than the longest query of these frames
+    cache->bound_log_mass(0, q.data(), 10, low.data(), high.data());
+    for (size_t i = 0; i < low.size(); ++i) EXPECT_LE((high[i] - low[i]) / 2, most);
+  }
+  EXPECT_EQ(last, kHeads * 6 * kTokens);
+}
+
 TEST_P(TempCacheTest, ZeroToleranceChangesNoBit) {
   // Without time pairs the keys that come again are equal to the bit.
   for (const auto& [dtype, time_pairs] : {std::pair(DType::kF32, int64_t{0}),

@@ -47,17 +47,25 @@ void project_all(const float* x, size_t rows, size_t dim, const float* m, size_t
   for (; r < rows; ++r) project_rows<1>(x + r * dim, dim, m, outputs, out + r * outputs);
 }
 
-void dots_of(const float* x, size_t rows, size_t dim, const float* v, float* out) {
+HWY_INLINE float dot_of(const float* x, size_t dim, const float* v) {
   const hn::ScalableTag<float> d;
-  for (size_t r = 0; r < rows; ++r, x += dim) {
-    auto sum = hn::Zero(d);
-    float rest = 0;
-    size_t i = 0;
-    for (; i + hn::Lanes(d) <= dim; i += hn::Lanes(d))
-      sum = hn::MulAdd(load_f32(d, x + i), load_f32(d, v + i), sum);
-    for (; i < dim; ++i) rest += x[i] * v[i];
-    out[r] = rest + hn::GetLane(hn::SumOfLanes(d, sum));
-  }
+  auto sum = hn::Zero(d);
+  float rest = 0;
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= dim; i += hn::Lanes(d))
+    sum = hn::MulAdd(load_f32(d, x + i), load_f32(d, v + i), sum);
+  for (; i < dim; ++i) rest += x[i] * v[i];
+  return rest + hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+void dots_of(const float* x, size_t rows, size_t dim, const float* v, float* out) {
+  for (size_t r = 0; r < rows; ++r) out[r] = dot_of(x + r * dim, dim, v);
+}
+
+void dots_of_rows(const float* x, const int32_t* rows, size_t count, size_t dim, const float* v,
+                  float* out) {
+  for (size_t i = 0; i < count; ++i)
+    out[i] = dot_of(x + static_cast<size_t>(rows[i]) * dim, dim, v);
 }
 
 void add_softmax_of(float* logits, size_t count, float* mass) {
@@ -75,6 +83,16 @@ void add_softmax_of(float* logits, size_t count, float* mass) {
               hn::MulAdd(load_f32(dl, logits + i), hn::Set(dl, inverse), load_f32(dl, mass + i)),
               mass + i);
   });
+}
+
+void exp_of(float* x, size_t count) {
+  for_lanes(count, [&](auto d, size_t i)
+                       HWY_ATTR { store_f32(d, hn::Exp(d, load_f32(d, x + i)), x + i); });
+}
+
+void log_of(float* x, size_t count) {
+  for_lanes(count, [&](auto d, size_t i)
+                       HWY_ATTR { store_f32(d, hn::Log(d, load_f32(d, x + i)), x + i); });
 }
 
 float square_distance_of(const float* a, const float* b, size_t dim) {
@@ -99,7 +117,10 @@ namespace longtake {
 
 HWY_EXPORT(project_all);
 HWY_EXPORT(dots_of);
+HWY_EXPORT(dots_of_rows);
 HWY_EXPORT(add_softmax_of);
+HWY_EXPORT(exp_of);
+HWY_EXPORT(log_of);
 HWY_EXPORT(square_distance_of);
 
 void project(const float* x, int64_t rows, int64_t dim, const float* m, int64_t outputs,
@@ -113,8 +134,22 @@ void dots(const float* x, int64_t rows, int64_t dim, const float* v, float* out)
   (x, static_cast<size_t>(rows), static_cast<size_t>(dim), v, out);
 }
 
+void dots_at(const float* x, const int32_t* rows, int64_t count, int64_t dim, const float* v,
+             float* out) {
+  HWY_DYNAMIC_DISPATCH(dots_of_rows)
+  (x, rows, static_cast<size_t>(count), static_cast<size_t>(dim), v, out);
+}
+
 void add_softmax(float* logits, int64_t count, float* mass) {
   HWY_DYNAMIC_DISPATCH(add_softmax_of)(logits, static_cast<size_t>(count), mass);
+}
+
+void exp_all(float* x, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(exp_of)(x, static_cast<size_t>(count));
+}
+
+void log_all(float* x, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(log_of)(x, static_cast<size_t>(count));
 }
 
 float square_distance(const float* a, const float* b, int64_t dim) {

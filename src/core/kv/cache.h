@@ -89,6 +89,10 @@ class KvCache {
 
   virtual void observe_queries(Context&, View, ChunkPosition) {}
 
+  // And the queries of passes that only read, before the commit of their chunk: q [L, N, D],
+  // rotated.
+  virtual void observe_reads(Context&, View) {}
+
   // Forgets everything; keeps the memory.
   virtual void reset();
 
@@ -117,6 +121,16 @@ class KvCache {
   virtual void trace_members() {}
 
   virtual std::vector<int32_t> members(int64_t head, int64_t num_committed) const;
+
+  // Whether attention over the history is within bound_log_mass of that over all keys committed:
+  // nothing was forgotten.
+  virtual bool is_bounded() const { return false; }
+
+  // What one query can have got from the keys that an entry stands for. q [D], rotated, asks at
+  // `frame`; low, high [entries of the head]: logits of the entries, bias included, which become
+  // the least and the greatest log sum_i exp(q . k_i / sqrt(D)).
+  virtual void bound_log_mass(int64_t /*head*/, const float* /*q*/, int64_t /*frame*/,
+                              double* /*low*/, double* /*high*/) const {}
 
   size_t bytes() const { return store_.bytes(); }  // reserved
 

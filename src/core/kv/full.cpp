@@ -16,6 +16,8 @@ class FullCache final : public KvCache {
     for (PageList& list : pages_) list.reserve(static_cast<size_t>(pages));
   }
 
+  bool is_bounded() const override { return true; }
+
   void commit(Context&, View k, View v, ChunkPosition) override {
     check_tokens("commit", k, v);
     drop_current();

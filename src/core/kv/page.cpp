@@ -115,6 +115,13 @@ void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, cons
       std::any_of(page.bias, page.bias + kPageTokens, [](float at) { return at != 0.0F; });
 }
 
+void set_biases(KvPage& page, const float* biases) {
+  std::copy_n(biases, page.num_keys, page.bias);
+  ++page.version;
+  page.has_bias =
+      std::any_of(page.bias, page.bias + kPageTokens, [](float at) { return at != 0.0F; });
+}
+
 void move_last_token(KvPage& from, KvPage& to, DType dtype, int64_t head_dim, int64_t slot) {
   LONGTAKE_CHECK(from.num_keys > 0);
   const int64_t last = from.num_keys - 1;

@@ -66,6 +66,9 @@ void read_token(const KvPage& page, DType dtype, int64_t head_dim, int64_t slot,
 void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, const float* key,
                  const float* value, float bias, Bucket bucket = kNoBucket);
 
+// Gives used slots 0, 1, ... these biases, [num_keys].
+void set_biases(KvPage& page, const float* biases);
+
 // Moves the last token of page `from` into used slot `slot` of page `to`; the pages may be one.
 void move_last_token(KvPage& from, KvPage& to, DType dtype, int64_t head_dim, int64_t slot);
 

@@ -13,6 +13,8 @@
 // The key that attention sees is the group's, rotated to the time of its newest member: there a
 // group of one is exactly its key, and queries meet content at the age at which it was last seen.
 // Its bucket is that of its newest member, too.
+// The members were seen at other ages, which the temporal rotation gives other logits; the bias
+// makes up for that, and is set anew for every chunk because ages differ from chunk to chunk.
 //
 // Over the budget the least recently merged groups go first, of those the smallest. Sink and exact
 // frames never go.
@@ -23,6 +25,7 @@
 #include <cmath>
 #include <deque>
 #include <istream>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <ostream>
@@ -34,6 +37,7 @@
 #include "device/dispatch.h"
 #include "device/parallel.h"
 #include "kv/cache.h"
+#include "kv/tempcache_ages.h"
 #include "kv/tempcache_groups.h"
 #include "kv/tempcache_metric.h"
 #include "kv/time_rotation.h"
@@ -46,6 +50,8 @@ constexpr int64_t kCandidates = 8;  // of a key, checked exactly: one alone miss
 // Of a frame's queries so many are looked at, spread over the screen: a running mean over many
 // frames needs no more.
 constexpr int64_t kSampledQueries = 32;
+// The mean query of a head is a mean of chunks: of all of them at first, then with this weight.
+constexpr float kReadWeight = 0.125F;
 constexpr int64_t kMostDim = 256;  // of a head
 
 // A key of the frame and a group that it could join.
@@ -63,18 +69,21 @@ struct Head {
   Head(int64_t head_dim, const TempCacheOptions& options)
       : groups(head_dim, options.key),
         metric(head_dim, options.rule),
-        index(make_ann_index(options.ann, head_dim, options.seed)) {}
+        index(make_ann_index(options.ann, head_dim, options.seed)),
+        reader(static_cast<size_t>(head_dim)) {}
 
   KeyGroups groups;
   KeyMetric metric;
   std::unique_ptr<AnnIndex> index;
   std::vector<float> mapped;  // [groups, D]: keys as the metric sees them
+  std::vector<float> reader;  // [D]: mean query of the passes that read, no temporal rotation
   // Of every group, which committed keys are its members; kept only while they are traced.
   std::vector<std::vector<int32_t>> members;
   // Scratch of one frame's work.
   std::vector<Match> matches;
   std::vector<int32_t> candidates, joins;
   std::vector<char> taken;
+  std::vector<float> biases, scratch;
 };
 
 template <typename T>
@@ -103,10 +112,12 @@ class TempCache final : public KvCache {
   TempCache(Context& ctx, const CacheOptions& options)
       : KvCache(ctx, options),
         merge_(resolve(options.tempcache)),
+        ages_(options.head_dim, merge_.time_pairs, merge_.time_theta),
         pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens) {
     check_options();
     const double tau = merge_.merge_threshold;
     most_square_ = static_cast<float>(merge_.rule == MergeRule::kPaper ? 2 - 2 * tau : tau * tau);
+    if (merge_.max_error > 0) most_square_ = std::numeric_limits<float>::infinity();
     for (int64_t head = 0; head < options.num_heads; ++head)
       heads_.emplace_back(options.head_dim, merge_);
     costs_.resize(heads_.size());
@@ -147,6 +158,33 @@ class TempCache final : public KvCache {
         heads_[static_cast<size_t>(head)].metric.observe(row, count);
       }
     });
+    if (merge_.max_error == 0) return;
+    for (int64_t i = 0; i < options_.num_heads * count; ++i) {
+      float square;
+      const float* query = rows.data<float>() + i * options_.head_dim;
+      dots(query, 1, options_.head_dim, query, &square);
+      longest_query_ = std::max(longest_query_, std::sqrt(square));
+    }
+  }
+
+  void observe_reads(Context& ctx, View q) override {
+    if (merge_.bias != GroupBias::kAges) return;
+    expect_shape("observe_reads", q, {q.dim(0), options_.num_heads, options_.head_dim});
+    const int64_t frames = std::max<int64_t>(1, q.dim(0) / options_.tokens_per_frame);
+    const int64_t row = options_.num_heads * options_.head_dim;
+    if (static_cast<int64_t>(read_sums_.size()) != frames * row) {
+      read_sums_.assign(static_cast<size_t>(frames * row), 0.0F);
+      num_read_ = 0;
+    }
+    const int64_t tokens = q.dim(0) / frames;
+    const int64_t stride = std::max<int64_t>(1, tokens / kSampledQueries);
+    parallel_for(ctx, frames, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t frame = begin; frame < end; ++frame) {
+        for (int64_t t = stride / 2; t < tokens; t += stride)
+          add_row(q, frame * tokens + t, read_sums_.data() + frame * row);
+      }
+    });
+    num_read_ += (tokens - stride / 2 + stride - 1) / stride;
   }
 
   void commit(Context& ctx, View k, View v, ChunkPosition position) override {
@@ -164,6 +202,25 @@ class TempCache final : public KvCache {
       exact_.push_back(position.first_frame + frame);
       if (static_cast<int64_t>(exact_.size()) > merge_.exact_frames) retire(ctx);
     }
+    if (merge_.bias != GroupBias::kAges) return;
+    take_reads(position);
+    if (num_reads_ > 0) set_biases(ctx, position.first_frame + position.num_frames);
+  }
+
+  bool is_bounded() const override { return counts_.evicted == 0; }
+
+  void bound_log_mass(int64_t head, const float* q, int64_t frame, double* low,
+                      double* high) const override {
+    const Head& own = heads_[static_cast<size_t>(head)];
+    std::vector<float> query(q, q + options_.head_dim);
+    rotation(frame).undo(query.data());
+    const int64_t first = num_sink_ * options_.tokens_per_frame;
+    for (int64_t group = 0; group < own.groups.size(); ++group) {
+      if (own.groups.count(group) == 1) continue;  // shows its very key
+      const auto range = ages_.log_mass(own.groups, group, query.data(), frame);
+      low[first + group] = range.low;
+      high[first + group] = range.high;
+    }
   }
 
   void reset() override {
@@ -174,7 +231,11 @@ class TempCache final : public KvCache {
       head.index->clear();
       head.mapped.clear();
       head.members.clear();
+      std::fill(head.reader.begin(), head.reader.end(), 0.0F);
     }
+    read_sums_.clear();
+    num_read_ = num_reads_ = 0;
+    longest_query_ = 0;
     exact_.clear();
     num_sink_ = num_retired_ = 0;
     counts_ = {};
@@ -211,19 +272,21 @@ class TempCache final : public KvCache {
                                   num_sink_,
                                   num_retired_,
                                   counts_.merged,
-                                  counts_.evicted};
+                                  counts_.evicted,
+                                  num_reads_};
     state.insert(state.end(), exact_.begin(), exact_.end());
     return state;
   }
 
   bool set_policy_state(const std::vector<int64_t>& state) override {
-    constexpr size_t kFixed = 7;
+    constexpr size_t kFixed = 8;
     if (state.size() < kFixed || state[0] != static_cast<int64_t>(merge_.rule) ||
         state[1] != static_cast<int64_t>(merge_.key) || state[2] != merge_.time_pairs)
       return false;
     num_sink_ = state[3];
     num_retired_ = state[4];
     counts_ = {state[5], state[6]};
+    num_reads_ = state[7];
     exact_.assign(state.begin() + kFixed, state.end());
     return num_sink_ >= 0 && num_sink_ <= options_.sink_frames && num_retired_ >= 0 &&
            static_cast<int64_t>(exact_.size()) <= merge_.exact_frames;
@@ -233,7 +296,10 @@ class TempCache final : public KvCache {
     for (const Head& head : heads_) {
       head.groups.write(out);
       head.metric.write(out);
+      out.write(reinterpret_cast<const char*>(head.reader.data()),
+                static_cast<std::streamsize>(head.reader.size() * sizeof(float)));
     }
+    out.write(reinterpret_cast<const char*>(&longest_query_), sizeof longest_query_);
   }
 
   bool read_policy(std::istream& in) override {
@@ -243,9 +309,12 @@ class TempCache final : public KvCache {
       const int64_t most = num_history_pages(i) * kPageTokens;
       if (!head.groups.read(in, most) || !head.metric.read(in)) return false;
       if (num_history_pages(i) != others + pages_for(head.groups.size())) return false;
+      in.read(reinterpret_cast<char*>(head.reader.data()),
+              static_cast<std::streamsize>(head.reader.size() * sizeof(float)));
       remap(head);
     }
-    return true;
+    in.read(reinterpret_cast<char*>(&longest_query_), sizeof longest_query_);
+    return static_cast<bool>(in);
   }
 
  private:
@@ -261,6 +330,10 @@ class TempCache final : public KvCache {
       throw Error(ErrorKind::kUsage,
                   str("merge threshold: expected ", paper ? "a cosine in 0..1" : "0 nats or more",
                       ", found ", merge_.merge_threshold));
+    if (!(merge_.max_error >= 0) || (paper && merge_.max_error > 0))
+      throw Error(ErrorKind::kUsage,
+                  str("max error: expected ", paper ? "none with a cosine" : "0 nats or more",
+                      ", found ", merge_.max_error));
     if (merge_.time_pairs < 0 || 2 * merge_.time_pairs > options_.head_dim)
       throw Error(ErrorKind::kUsage, str("time_pairs: expected 0..", options_.head_dim / 2,
                                          ", found ", merge_.time_pairs));
@@ -307,6 +380,57 @@ class TempCache final : public KvCache {
     for_float_type(x.dtype(), [&]<typename T>() {
       const T* row = x.data<T>() + (token * options_.num_heads + head) * options_.head_dim;
       for (int64_t d = 0; d < options_.head_dim; ++d) out[d] = static_cast<float>(row[d]);
+    });
+  }
+
+  // sums [N, D] += x[token].
+  void add_row(View x, int64_t token, float* sums) const {
+    const int64_t row = options_.num_heads * options_.head_dim;
+    for_float_type(x.dtype(), [&]<typename T>() {
+      const T* from = x.data<T>() + token * row;
+      for (int64_t i = 0; i < row; ++i) sums[i] += static_cast<float>(from[i]);
+    });
+  }
+
+  // The chunk's reading queries join the mean of each head: a mean turns as its queries do.
+  void take_reads(ChunkPosition position) {
+    const int64_t dim = options_.head_dim;
+    const int64_t frames = static_cast<int64_t>(read_sums_.size()) / (options_.num_heads * dim);
+    if (num_read_ == 0 || frames != position.num_frames) return;
+    ++num_reads_;
+    const float weight = std::max(kReadWeight, 1.0F / static_cast<float>(num_reads_));
+    std::array<float, kMostDim> mean;
+    for (int64_t frame = 0; frame < frames; ++frame) {
+      const TimeRotation turned = rotation(position.first_frame + frame);
+      for (int64_t head = 0; head < options_.num_heads; ++head) {
+        float* sum = read_sums_.data() + (frame * options_.num_heads + head) * dim;
+        std::transform(sum, sum + dim, mean.begin(),
+                       [this](float x) { return x / static_cast<float>(num_read_); });
+        turned.undo(mean.data());
+        float* reader = heads_[static_cast<size_t>(head)].reader.data();
+        const float share = weight / static_cast<float>(frames);
+        if (frame == 0)
+          std::transform(reader, reader + dim, reader, [&](float x) { return x * (1 - weight); });
+        for (int64_t d = 0; d < dim; ++d) reader[d] += share * mean[static_cast<size_t>(d)];
+      }
+    }
+    std::fill(read_sums_.begin(), read_sums_.end(), 0.0F);
+    num_read_ = 0;
+  }
+
+  // Every group's bias, for queries that ask at frame `now`.
+  void set_biases(Context& ctx, int64_t now) {
+    ages_.reach(now);
+    for (size_t i = 0; i < heads_.size(); ++i)
+      costs_[i] = static_cast<int32_t>(heads_[i].groups.size());
+    parallel_for_ragged(ctx, costs_, [&](int64_t i) {
+      Head& head = heads_[static_cast<size_t>(i)];
+      const int64_t count = head.groups.size();
+      head.biases.resize(static_cast<size_t>(count));
+      ages_.biases(head.groups, head.reader.data(), now, head.biases.data(), head.scratch);
+      KvPage* page = pages_[static_cast<size_t>(i)].data() + num_sink_ * pages_per_frame_;
+      for (int64_t begin = 0; begin < count; begin += kPageTokens, ++page)
+        longtake::set_biases(*page, head.biases.data() + begin);
     });
   }
 
@@ -375,7 +499,7 @@ class TempCache final : public KvCache {
     }
     head.metric.map_all(keys, tokens, mapped);
 
-    match(head, mapped);
+    match(head, keys, mapped);
     const std::vector<int32_t>& joins = head.joins;
     MergeCounts counts;
     for (int64_t t = 0; t < tokens; ++t) {
@@ -392,7 +516,8 @@ class TempCache final : public KvCache {
       std::array<float, kMostDim> key;
       std::copy_n(head.groups.key(group), dim, key.begin());
       now.apply(key.data());  // to the time of its newest member
-      const float bias = merge_.bias == GroupBias::kLogCount
+      // The ages' bias follows when the whole chunk is in, if a mean query is known.
+      const float bias = merge_.bias != GroupBias::kNone
                              ? std::log(static_cast<float>(head.groups.count(group)))
                              : 0.0F;
       write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens, key.data(),
@@ -416,9 +541,19 @@ class TempCache final : public KvCache {
     return counts;
   }
 
+  // Whether the group's key stays within max_error of all its members.
+  bool may_join(const Head& head, const float* key, int64_t group) const {
+    if (merge_.max_error == 0) return true;
+    const int64_t dim = options_.head_dim;
+    const float distance = std::sqrt(square_distance(key, head.groups.key(group), dim));
+    const double radius = head.groups.radius_with(group, distance);
+    return double{longest_query_} * radius <=
+           merge_.max_error * std::sqrt(static_cast<double>(dim));
+  }
+
   // head.joins: for each key of the frame the group that it joins, or -1: one to one, nearest pairs
   // first.
-  void match(Head& head, const float* mapped) const {
+  void match(Head& head, const float* keys, const float* mapped) const {
     const int64_t dim = options_.head_dim;
     head.matches.clear();
     for (int64_t t = 0; t < options_.tokens_per_frame && most_square_ > 0; ++t) {
@@ -426,7 +561,8 @@ class TempCache final : public KvCache {
       for (const int32_t group : head.candidates) {
         const float square =
             square_distance(mapped + t * dim, head.mapped.data() + group * dim, dim);
-        if (square < most_square_) head.matches.push_back({square, static_cast<int32_t>(t), group});
+        if (square < most_square_ && may_join(head, keys + t * dim, group))
+          head.matches.push_back({square, static_cast<int32_t>(t), group});
       }
     }
     std::sort(head.matches.begin(), head.matches.end());
@@ -480,6 +616,7 @@ class TempCache final : public KvCache {
   }
 
   TempCacheOptions merge_;
+  KeyAges ages_;
   int64_t pages_per_frame_;
   float most_square_ = 0;  // squared distance below which keys merge
   std::vector<Head> heads_;
@@ -489,6 +626,11 @@ class TempCache final : public KvCache {
   int64_t num_sink_ = 0;             // frames held for ever so far
   int64_t num_retired_ = 0;          // frames that have joined the groups
   MergeCounts counts_;
+  // Queries that read since the last commit: sums [frames of a chunk, N, D] of so many each.
+  std::vector<float> read_sums_;
+  int64_t num_read_ = 0;
+  int64_t num_reads_ = 0;    // chunks whose reads the heads' means know
+  float longest_query_ = 0;  // norm, of all heads, so far
   bool tracing_ = false;
 };
 

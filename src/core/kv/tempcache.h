@@ -16,17 +16,24 @@ enum class MergeRule : uint8_t {
 // The key that stands for a group.
 enum class GroupKey : uint8_t { kMean, kNewest };
 
-// What is added to its logit. log m is right if all m members have the same logit.
-enum class GroupBias : uint8_t { kNone, kLogCount };
+// What is added to its logit.
+enum class GroupBias : uint8_t {
+  kNone,
+  kLogCount,  // log m: right if all m members have the same logit
+  kAges       // what the members add up to at the ages at which they were seen, for the mean query
+};
 
 struct TempCacheOptions {
   int64_t exact_frames = 4;      // the newest frames, which never merge
   double merge_threshold = 0.5;  // merge below so many nats (kPaper: above this cosine)
-  int64_t budget_tokens = 0;     // most keys per head, exact ones included; 0: no limit
+  // Instead of the threshold, if not 0: most nats by which the key of a group may be off for any
+  // member and any query as long as those seen so far, temporal rotation apart.
+  double max_error = 0;
+  int64_t budget_tokens = 0;  // most keys per head, exact ones included; 0: no limit
   AnnEngine ann = AnnEngine::kLsh;
   MergeRule rule = MergeRule::kNats;
   GroupKey key = GroupKey::kMean;
-  GroupBias bias = GroupBias::kLogCount;
+  GroupBias bias = GroupBias::kAges;
   // The temporal rotation: pair i < time_pairs of a head turns by frame * time_theta^(-i /
   // time_pairs).
   int64_t time_pairs = 0;

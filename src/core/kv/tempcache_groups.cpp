@@ -1,11 +1,13 @@
 #include "kv/tempcache_groups.h"
 
 #include <algorithm>
+#include <cmath>
 #include <istream>
 #include <numeric>
 #include <ostream>
 #include <tuple>
 
+#include "ann/project.h"
 #include "base/error.h"
 
 namespace longtake {
@@ -40,20 +42,79 @@ void KeyGroups::add(const float* key, const float* value, int64_t count, int64_t
   values_.insert(values_.end(), value, value + head_dim_);
   counts_.push_back(count);
   newest_.push_back(newest);
+  radii_.push_back(0);
+  seen_.emplace_back();
+  see(seen_.back(), newest, count);
+}
+
+float KeyGroups::radius_with(int64_t group, float distance) const {
+  // Where the key moves to is off by its way for those that were there, by the rest for the new.
+  const auto at = static_cast<size_t>(group);
+  const float share = key_ == GroupKey::kMean ? 1.0F / static_cast<float>(counts_[at] + 1) : 1.0F;
+  return std::max(radii_[at] + share * distance, (1 - share) * distance);
+}
+
+std::span<const Sighting> KeyGroups::sightings(int64_t group) const {
+  const Sightings& seen = seen_[static_cast<size_t>(group)];
+  const auto unused =
+      std::find_if(seen.begin(), seen.end(), [](const Sighting& s) { return s.count == 0; });
+  return {seen.begin(), unused};
+}
+
+void KeyGroups::see(Sightings& seen, int64_t frame, int64_t count) {
+  const auto at = static_cast<int32_t>(frame);
+  std::array<Sighting, kMostSightings + 1> all{};
+  size_t used = 0;
+  while (used < seen.size() && seen[used].count > 0) ++used;
+  std::copy_n(seen.begin(), used, all.begin());
+  const auto place = std::find_if(all.begin(), all.begin() + static_cast<int64_t>(used),
+                                  [at](const Sighting& s) { return s.last >= at; });
+  const bool inside = place->count > 0 && place->first <= at;
+  if (inside) {
+    place->count += static_cast<int32_t>(count);
+  } else {
+    std::copy_backward(place, all.begin() + static_cast<int64_t>(used),
+                       all.begin() + static_cast<int64_t>(used) + 1);
+    *place = {at, at, static_cast<int32_t>(count)};
+    ++used;
+  }
+  if (used > seen.size()) {
+    // The pair whose gap matters least: gaps count by the age of their newer end.
+    constexpr double kYoung = 4;  // frames; younger ones do not differ in this
+    const int32_t newest = all[used - 1].last;
+    size_t least = 0;
+    double least_gap = INFINITY;
+    for (size_t i = 0; i + 1 < used; ++i) {
+      const double gap =
+          (all[i + 1].middle() - all[i].middle()) / (newest - all[i + 1].middle() + kYoung);
+      if (gap < least_gap) least = i;
+      least_gap = std::min(gap, least_gap);
+    }
+    all[least].last = all[least + 1].last;
+    all[least].count += all[least + 1].count;
+    std::copy(all.begin() + static_cast<int64_t>(least) + 2, all.end(),
+              all.begin() + static_cast<int64_t>(least) + 1);
+  }
+  std::copy_n(all.begin(), seen.size(), seen.begin());
 }
 
 void KeyGroups::merge(int64_t group, const float* key, const float* value, int64_t count,
-                      int64_t newest) {
+                      int64_t newest, float radius) {
   LONGTAKE_CHECK(group >= 0 && group < size() && count > 0, group, ", ", count);
   const auto at = static_cast<size_t>(group);
   float* own_key = keys_.data() + group * head_dim_;
   float* own_value = values_.data() + group * head_dim_;
   const auto share =
       static_cast<float>(static_cast<double>(count) / static_cast<double>(counts_[at] + count));
+  const float distance = std::sqrt(square_distance(key, own_key, head_dim_));
+  const bool newer = newest >= newest_[at];
+  const float way = key_ == GroupKey::kMean ? share : newer ? 1.0F : 0.0F;
+  radii_[at] = std::max(radii_[at] + way * distance, radius + (1 - way) * distance);
+  see(seen_[at], newest, count);
   for (int64_t d = 0; d < head_dim_; ++d) own_value[d] += share * (value[d] - own_value[d]);
   if (key_ == GroupKey::kMean) {
     for (int64_t d = 0; d < head_dim_; ++d) own_key[d] += share * (key[d] - own_key[d]);
-  } else if (newest >= newest_[at]) {
+  } else if (newer) {
     std::copy_n(key, head_dim_, own_key);
   }
   counts_[at] += count;
@@ -67,10 +128,14 @@ void KeyGroups::remove(int64_t group) {
   std::copy_n(values_.end() - head_dim_, head_dim_, values_.begin() + group * head_dim_);
   counts_[at] = counts_.back();
   newest_[at] = newest_.back();
+  radii_[at] = radii_.back();
+  seen_[at] = seen_.back();
   keys_.resize(keys_.size() - static_cast<size_t>(head_dim_));
   values_.resize(values_.size() - static_cast<size_t>(head_dim_));
   counts_.pop_back();
   newest_.pop_back();
+  radii_.pop_back();
+  seen_.pop_back();
 }
 
 void KeyGroups::clear() {
@@ -78,6 +143,8 @@ void KeyGroups::clear() {
   values_.clear();
   counts_.clear();
   newest_.clear();
+  radii_.clear();
+  seen_.clear();
 }
 
 std::vector<int64_t> KeyGroups::stalest(int64_t count) const {
@@ -100,6 +167,8 @@ void KeyGroups::write(std::ostream& out) const {
   write_all(out, values_);
   write_all(out, counts_);
   write_all(out, newest_);
+  write_all(out, radii_);
+  write_all(out, seen_);
 }
 
 bool KeyGroups::read(std::istream& in, int64_t most) {
@@ -108,7 +177,14 @@ bool KeyGroups::read(std::istream& in, int64_t most) {
   if (!in || count < 0 || count > most) return false;
   return read_all(in, count * head_dim_, keys_) && read_all(in, count * head_dim_, values_) &&
          read_all(in, count, counts_) && read_all(in, count, newest_) &&
-         std::all_of(counts_.begin(), counts_.end(), [](int64_t m) { return m > 0; });
+         read_all(in, count, radii_) && read_all(in, count, seen_) &&
+         std::all_of(counts_.begin(), counts_.end(), [](int64_t m) { return m > 0; }) &&
+         std::all_of(radii_.begin(), radii_.end(), [](float r) { return r >= 0; }) &&
+         std::all_of(seen_.begin(), seen_.end(), [](const Sightings& seen) {
+           return std::all_of(seen.begin(), seen.end(), [](const Sighting& s) {
+             return s.count >= 0 && s.first >= 0 && s.last >= s.first;
+           });
+         });
 }
 
 }  // namespace longtake

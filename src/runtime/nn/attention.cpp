@@ -108,7 +108,11 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
     memory.select_ms += ms_since(start);
   }
   attend_and_project(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);
-  if (commit) join_history(ctx, q.rows(unread_tokens, h.dim(0)), k, v, *commit, memory);
+  const View asked = q.rows(unread_tokens, h.dim(0));
+  if (commit)
+    join_history(ctx, asked, k, v, *commit, memory);
+  else
+    memory.cache->observe_reads(ctx, asked);
 }
 
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,

@@ -75,7 +75,8 @@ const Names<SelectBuckets> kBuckets = {{"shared", SelectBuckets::kShared},
                                        {"prompt", SelectBuckets::kPrompt}};
 const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
 const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
-const Names<GroupBias> kBiases = {{"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}};
+const Names<GroupBias> kBiases = {
+    {"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}, {"ages", GroupBias::kAges}};
 
 const std::pair<const char*, double> kUnits[] = {{"", 1},         {"B", 1},       {"kB", 1e3},
                                                  {"MB", 1e6},     {"GB", 1e9},    {"KiB", 0x1p10},
@@ -210,10 +211,16 @@ const std::vector<Row>& rows() {
          m.memory.tempcache.merge_threshold = number<double>(v, 0, paper ? 1 : kMostNats);
        },
        [](const Method& m) { return shortest(m.memory.tempcache.merge_threshold); }},
+      {{"max-error", "NATS",
+        "instead of merge-threshold: most by which the logit of any merged key may be off, for any "
+        "query as long as those seen; 0: no limit",
+        "merge-rule=nats"},
+       [](Method& m, Text v) { m.memory.tempcache.max_error = number<double>(v, 0, kMostNats); },
+       [](const Method& m) { return shortest(m.memory.tempcache.max_error); }},
       {{"merge-key", "mean | newest", "the key that stands for merged ones", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.key = choice(v, kKeys); },
        [](const Method& m) { return name_in(m.memory.tempcache.key, kKeys); }},
-      {{"merge-bias", "none | logcount", "what is added to its logit", "merge-rule=nats"},
+      {{"merge-bias", "none | logcount | ages", "what is added to its logit", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.bias = choice(v, kBiases); },
        [](const Method& m) { return name_in(m.memory.tempcache.bias, kBiases); }},
       {{"step-cache", "none | teacache | flowcache",
