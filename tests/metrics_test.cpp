@@ -5,8 +5,12 @@
 #include <cmath>
 #include <vector>
 
+#include "base/philox.h"
 #include "core_support.h"
+#include "kv/cache.h"
+#include "kv/tempcache_metric.h"
 #include "metrics/attention.h"
+#include "metrics/error_bound.h"
 #include "metrics/image.h"
 #include "pipeline/comparison.h"
 #include "pipeline/scenario.h"
@@ -224,6 +228,128 @@ TEST(AttentionScore, OfNothingReadIsAFigure) {
   EXPECT_EQ(score.density, 0);
   EXPECT_EQ(score.error, 1) << "attend gives zeros";
 }
+
+// Two atoms at odds e^(2 eta) are as bad as it gets; what stands for itself makes it better.
+TEST(MovedMassBound, ClosedCases) {
+  for (const double eta : {0.01, 0.5, 3.0}) {
+    const std::vector<double> even = {0, 0}, low(2, -eta), high(2, eta);
+    EXPECT_NEAR(moved_mass_bound(even, low, high), std::tanh(eta / 2), 1e-9);
+    EXPECT_EQ(moved_mass_bound(even, even, even), 0);
+    // One merged entry beside 99 exact ones: P = e^eta / (e^eta + 99) at most.
+    std::vector<double> many(100, 1.0);
+    std::vector<double> least = many, most = many;
+    least[7] -= eta;
+    most[7] += eta;
+    const double exact = std::exp(eta) / (std::exp(eta) + 99) - 0.01;
+    EXPECT_GE(moved_mass_bound(many, least, most), exact);
+    EXPECT_LE(moved_mass_bound(many, least, most), 1.02 * exact);
+  }
+}
+
+TEST(MovedMassBound, HoldsForEveryCornerOfTheBox) {
+  constexpr size_t kEntries = 8;
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    float draws[4 * kEntries];
+    fill_normal(3, seed, 0, draws, 4 * kEntries);
+    std::vector<double> logits, low, high;
+    for (size_t i = 0; i < kEntries; ++i) {
+      logits.push_back(double{draws[i]});
+      low.push_back(logits[i] + double{draws[kEntries + i]});
+      high.push_back(low[i] + std::abs(double{draws[2 * kEntries + i]}));
+      if (draws[3 * kEntries + i] > 0) low[i] = high[i] = logits[i];  // stands for itself
+    }
+    const double bound = moved_mass_bound(logits, low, high);
+    double worst = 0;
+    for (uint32_t corner = 0; corner < 1U << kEntries; ++corner) {
+      double total = 0, shown = 0, moved = 0;
+      const auto at = [&](size_t i) { return corner >> i & 1U ? high[i] : low[i]; };
+      for (size_t i = 0; i < kEntries; ++i) {
+        total += std::exp(at(i));
+        shown += std::exp(logits[i]);
+      }
+      for (size_t i = 0; i < kEntries; ++i)
+        moved += std::abs(std::exp(at(i)) / total - std::exp(logits[i]) / shown) / 2;
+      worst = std::max(worst, moved);
+    }
+    EXPECT_LE(worst, bound + 1e-12) << seed;
+    EXPECT_LE(bound, 1.5 * worst + 1e-12) << seed << ": a bound that says something";
+  }
+}
+
+struct MergeCase {
+  GroupKey key;
+  GroupBias bias;
+  int64_t time_pairs;
+  double threshold, max_error;
+};
+
+class MergeBound : public ::testing::TestWithParam<MergeCase> {};
+
+// Every query by itself: the mass that merging moved is never more than the cache says.
+TEST_P(MergeBound, IsNotExceeded) {
+  constexpr int64_t kTokens = 32, kDim = 16, kFrames = 24;
+  const MergeCase& one = GetParam();
+  const auto scale = 0.25F;
+  Context ctx;
+  CacheOptions options;
+  options.dtype = DType::kF32;
+  options.num_heads = 1;
+  options.head_dim = kDim;
+  options.tokens_per_frame = kTokens;
+  options.tempcache = {.exact_frames = 2,
+                       .merge_threshold = one.threshold,
+                       .max_error = one.max_error,
+                       .key = one.key,
+                       .bias = one.bias,
+                       .time_pairs = one.time_pairs};
+  const auto full = make_cache(ctx, options);
+  options.memory = "tempcache";
+  const auto merged = make_cache(ctx, options);
+  merged->trace_members();
+  const auto at_time = [&](const Tensor& x, int64_t frame) {
+    const TimeRotation rotation(one.time_pairs, 10000, frame);
+    for (int64_t t = 0; t < x.dim(0); ++t) rotation.apply(x.data<float>() + t * kDim);
+  };
+  const Tensor scene = test::random_tensor(DType::kF32, {kTokens, 1, kDim}, 1);
+  for (int64_t frame = 0; frame < kFrames; ++frame) {
+    const auto stream = static_cast<uint32_t>(100 + frame);
+    const Tensor k = test::random_tensor(DType::kF32, scene.shape(), stream, 0.3F);
+    for (int64_t i = 0; i < k.numel(); ++i) k.data<float>()[i] += scene.data<float>()[i];
+    at_time(k, frame);
+    const Tensor q = test::random_tensor(DType::kF32, scene.shape(), 1000 + stream);
+    const Tensor v = test::random_tensor(DType::kF32, scene.shape(), 2000 + stream);
+    merged->observe_reads(ctx, q);
+    merged->observe_queries(ctx, q, {frame, 1});
+    for (KvCache* cache : {full.get(), merged.get()}) cache->commit(ctx, k, v, {frame, 1});
+  }
+  ASSERT_GT(merged->merge_counts().merged, 100);
+  const std::vector<std::vector<int32_t>> members = {merged->members(0, kFrames * kTokens)};
+  double least_bound = 1, most_moved = 0;
+  for (uint32_t n = 0; n < 50; ++n) {
+    const Tensor q = test::random_tensor(DType::kF32, {1, 1, kDim}, 5000 + n);
+    at_time(q, kFrames);
+    const double moved =
+        1 - score_attention(q, full->view(), merged->view(), nullptr, members, scale, 1).overlap;
+    const double bound = moved_mass_bound(q, *merged, kFrames, scale, 1);
+    EXPECT_LE(moved, bound + 1e-6) << "query " << n;
+    least_bound = std::min(bound, least_bound);
+    most_moved = std::max(moved, most_moved);
+  }
+  EXPECT_GT(most_moved, 1e-3);
+  // The newest key wanders, and its radius counts every step.
+  if (one.key == GroupKey::kMean) {
+    EXPECT_LT(least_bound, 0.9);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Options, MergeBound,
+    ::testing::Values(MergeCase{GroupKey::kMean, GroupBias::kLogCount, 0, 0.6, 0},
+                      MergeCase{GroupKey::kNewest, GroupBias::kLogCount, 0, 0.6, 0},
+                      MergeCase{GroupKey::kMean, GroupBias::kLogCount, 2, 0.6, 0},
+                      MergeCase{GroupKey::kMean, GroupBias::kAges, 2, 0.6, 0},
+                      MergeCase{GroupKey::kMean, GroupBias::kNone, 0, 0.6, 0},
+                      MergeCase{GroupKey::kMean, GroupBias::kAges, 2, 0, 2.0}));
 
 // The trainer's measures and ours are one: the expected figures are what seen_land_psnr,
 // return_psnr and gradient of training/evaluate.py print for two maps from seed 5, 200 frames, and

@@ -1,6 +1,8 @@
 // Schedule, camera path, sessions and their statistics, on the tiny model.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -10,11 +12,14 @@
 
 #include "base/error.h"
 #include "device/buffer.h"
+#include "metrics/attention.h"
+#include "metrics/error_bound.h"
 #include "models/world/model.h"
 #include "ops/linear.h"
 #include "pipeline/calibration.h"
 #include "pipeline/comparison.h"
 #include "pipeline/rollout.h"
+#include "pipeline/scenario.h"
 #include "pipeline/schedule.h"
 #include "pipeline/session.h"
 #include "pipeline/stats.h"
@@ -525,6 +530,111 @@ TEST(Calibration, IsReadBackAndFillsWhatIsOpen) {
             std::string::npos);
   EXPECT_NE(message(with("0.75", "75")).find("heads[0].oracle: expected a number"),
             std::string::npos);
+}
+
+// Looks into attention over a merged cache, beside the whole history of the same frames.
+class BoundCheck final : public world::PassObserver {
+ public:
+  BoundCheck(const Rollout& full, const Rollout& merged, int64_t frame)
+      : full_(full), merged_(merged), frame_(frame) {}
+
+  void on_self_attention(int64_t layer, const AttentionRead& read) override {
+    constexpr int64_t kStride = 32;
+    const KvCache& all = *full_.layers()[static_cast<size_t>(layer)].memory.cache;
+    const KvCache& own = *merged_.layers()[static_cast<size_t>(layer)].memory.cache;
+    const int64_t tokens = read.q.dim(0);
+    const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
+    for (int64_t head = 0; head < read.kv.num_heads(); ++head)
+      members_.push_back(own.members(head, frame_ * tokens));
+    std::vector<PageList> lists;
+    for (int64_t head = 0; head < read.kv.num_heads(); ++head) {
+      const auto at = static_cast<size_t>(head);
+      PageList list(all.view().heads[at].begin(),
+                    all.view().heads[at].begin() + all.num_history_pages(head));
+      list.insert(list.end(), read.kv.heads[at].begin() + own.num_history_pages(head),
+                  read.kv.heads[at].end());
+      lists.push_back(std::move(list));
+    }
+    const auto score = score_attention(read.q, {read.kv.dtype, read.kv.head_dim, lists}, read.kv,
+                                       nullptr, members_, scale, kStride);
+    const auto count = static_cast<double>(score.count);
+    const double moved = 1 - score.overlap / count;
+    const double bound = moved_mass_bound(read.q, own, frame_, scale, kStride) / count;
+    EXPECT_LE(moved, bound) << "layer " << layer;
+    EXPECT_LT(bound, 0.95) << "layer " << layer << ": a bound that says something";
+    most_moved_ = std::max(most_moved_, moved);
+    members_.clear();
+  }
+
+  double most_moved() const { return most_moved_; }
+
+ private:
+  const Rollout& full_;
+  const Rollout& merged_;
+  int64_t frame_;
+  std::vector<std::vector<int32_t>> members_;
+  double most_moved_ = 0;
+};
+
+// The embedded model out over an unseen map and back.
+TEST(MovedMassBound, HoldsOnTheEmbeddedModel) {
+  constexpr int64_t kOut = 8, kFrames = 2 * kOut;
+  Context ctx(Device{}, 1);
+  const auto model = world::load_model(ctx, "models/world", DType::kF32);
+  const auto& sizes = model.config.transformer;
+  const Scenario scenario = map_scenarios(610000, 1, Route::kExact, kOut)[0];
+  const Tensor text = model.text_encoder.encode(ctx, model.vocabulary.tokenize(scenario.prompt));
+  Rollout full(ctx, model, text, parse_method("dense"), kFrames);
+  Rollout merged(ctx, model, text,
+                 parse_method("tempcache:exact-frames=1:merge-bias=ages:merge-threshold=0.3"),
+                 kFrames);
+  for (const world::LayerState& layer : merged.layers()) layer.memory.cache->trace_members();
+  const Tensor z({}, DType::kF32, {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
+  const Tensor velocity({}, DType::kF32, z.shape());
+  const Tensor pixels({}, DType::kF32, {sizes.frame_height(), sizes.frame_width(), 3});
+  Pixels rgb(static_cast<size_t>(pixels.view().numel()));
+  for (int64_t frame = 0; frame <= kFrames; ++frame) {
+    const int64_t shown = frame < kOut ? frame : std::max<int64_t>(0, 2 * kOut - 1 - frame);
+    const CameraPosition camera = scenario.cameras[static_cast<size_t>(shown)];
+    scenario.render_truth(shown, rgb);
+    world::from_rgb(View(rgb.data(), DType::kU8, Device{}, pixels.shape()), pixels);
+    model.autoencoder.encode(ctx, pixels, z);
+    for (Rollout* rollout : {&full, &merged}) {
+      rollout->begin_frame(ctx, frame, camera.x, camera.y);
+      if (frame < kFrames) rollout->remember(ctx, z);
+    }
+    if (frame == 2) merged.velocity(ctx, 1, z, velocity);  // its queries are known from here on
+  }
+  BoundCheck check(full, merged, kFrames);
+  merged.velocity(ctx, 2, z, velocity, &check);
+  EXPECT_GT(check.most_moved(), 1e-3);
+}
+
+TEST(Session, LooksIntoErrorsNowAndThen) {
+  Context ctx(Device{}, 1);
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  SessionOptions options = tiny_options("tempcache");
+  options.watch_every = 3;
+  Session session(ctx, model, options);
+  Session unwatched(ctx, model, tiny_options("tempcache"));
+  for (int64_t frame = 0; frame < 8; ++frame) {
+    EXPECT_EQ(copy_of(session.step(camera_of(frame))), copy_of(unwatched.step(camera_of(frame))));
+    const auto& errors = session.last_chunk().errors;
+    EXPECT_TRUE(unwatched.last_chunk().errors.empty());
+    if (frame % 3 != 0) {
+      EXPECT_TRUE(errors.empty());
+      continue;
+    }
+    ASSERT_EQ(static_cast<int64_t>(errors.size()), model.config.transformer.num_layers);
+    for (size_t n = 0; n + 1 < errors.size(); ++n) {
+      // 0 is the sink; 1 starts the groups when 3 is committed; 2 is the first that merges.
+      const bool merges = frame > 3;
+      EXPECT_EQ(errors[n].commit_error > 1e-5, merges)
+          << frame << ' ' << n << ": " << errors[n].commit_error;
+      EXPECT_LE(errors[n].moved_mass_bound, merges ? 1 : 0);
+    }
+    EXPECT_TRUE(std::isnan(errors.back().commit_error));
+  }
 }
 
 TEST(Session, RefusesBadPrompts) {

@@ -126,6 +126,8 @@ Plan make_plan(const GenerateFlags& flags, const std::string& folder, const worl
     usage(str("--frames: expected at most ", std::numeric_limits<int32_t>::max() - before,
               " more, found ", plan.frames));
   plan.session.expected_frames = before + plan.frames;
+  constexpr int64_t kWatchEvery = 8;  // looking into errors takes about as long as a commit
+  if (!flags.stats.empty()) plan.session.watch_every = kWatchEvery;
   return plan;
 }
 

@@ -27,7 +27,7 @@ AttentionScore over(const std::vector<AttentionScore>& layers) {
   for (const AttentionScore& layer : layers) sum.add(layer);
   if (sum.count > 0) return sum.mean();
   constexpr double kUnknown = NAN;
-  return {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, 0};
+  return {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, 0};
 }
 
 struct Column {
@@ -45,6 +45,7 @@ const std::vector<Column>& columns() {
       {"recall", "%", [](Row r, Row) { return percent(over(r.layers).recall); }},
       {"oracle", "%", [](Row r, Row) { return percent(over(r.layers).oracle); }},
       {"overlap", "%", [](Row r, Row) { return percent(over(r.layers).overlap); }},
+      {"at least", "%", [](Row r, Row) { return percent(1 - over(r.layers).bound); }},
       {"density", "%", [](Row r, Row) { return percent(r.density.value()); }},
       {"prompt recall", "%", [](Row r, Row) { return percent(over(r.prompt_layers).recall); }},
       {"of", "%", [](Row r, Row) { return percent(over(r.prompt_layers).density); }},
@@ -77,9 +78,13 @@ ordered_json series_json(const std::vector<Mean>& series) {
 }
 
 ordered_json score_json(const AttentionScore& score) {
-  return {{"recall", number(score.recall)},   {"oracle_recall", number(score.oracle)},
-          {"overlap", number(score.overlap)}, {"output_error", number(score.error)},
-          {"density", number(score.density)}, {"tile_density", number(score.tile_density)}};
+  return {{"recall", number(score.recall)},
+          {"oracle_recall", number(score.oracle)},
+          {"overlap", number(score.overlap)},
+          {"output_error", number(score.error)},
+          {"moved_mass_bound", number(score.bound)},
+          {"density", number(score.density)},
+          {"tile_density", number(score.tile_density)}};
 }
 
 std::string escaped(const std::string& text) {

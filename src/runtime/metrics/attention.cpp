@@ -74,12 +74,14 @@ void AttentionScore::add(const AttentionScore& other) {
   error += other.error;
   density += other.density;
   tile_density += other.tile_density;
+  bound += other.bound;
   count += other.count;
 }
 
 AttentionScore AttentionScore::mean() const {
   const double n = std::max<double>(1, static_cast<double>(count));
-  return {recall / n, oracle / n, overlap / n, error / n, density / n, tile_density / n, 1};
+  return {recall / n,  oracle / n,       overlap / n, error / n,
+          density / n, tile_density / n, bound / n,   1};
 }
 
 std::vector<AttentionScore> score_heads(View q, const KvView& dense, const KvView& kept,

@@ -21,6 +21,7 @@ struct AttentionScore {
   double error = 0;         // relative L2 of the output; 1 where nothing is read
   double density = 0;       // keys read / keys of dense attention
   double tile_density = 0;  // slots of the pages read, unused ones too / keys of dense attention
+  double bound = 0;         // most that 1 - overlap can be; see metrics/error_bound.h
   int64_t count = 0;
 
   void add(const AttentionScore& other);

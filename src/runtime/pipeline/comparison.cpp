@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "media/frame_writer.h"
+#include "metrics/error_bound.h"
 #include "metrics/image.h"
 #include "pipeline/rollout.h"
 #include "pipeline/session.h"
@@ -189,9 +190,10 @@ class Player {
   class Scorer final : public PassObserver {
    public:
     Scorer(Rollout& rollout, std::span<const LayerState> dense, int64_t num_committed,
-           int64_t stride, MethodResult& row)
+           int64_t frame, int64_t stride, MethodResult& row)
         : rollout_(rollout),
           dense_(dense),
+          frame_(frame),
           num_committed_(num_committed),
           stride_(stride),
           row_(row) {}
@@ -213,8 +215,13 @@ class Player {
         members.push_back(own.members(head, num_committed_));
       }
       const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
-      row_.layers[at].add(score_attention(read.q, {read.kv.dtype, read.kv.head_dim, lists}, read.kv,
-                                          read.selection, members, scale, stride_));
+      AttentionScore score = score_attention(read.q, {read.kv.dtype, read.kv.head_dim, lists},
+                                             read.kv, read.selection, members, scale, stride_);
+      // Of what a selection leaves out nothing is known.
+      score.bound = read.selection == nullptr
+                        ? moved_mass_bound(read.q, own, frame_, scale, stride_)
+                        : static_cast<double>(score.count);
+      row_.layers[at].add(score);
     }
 
     void on_cross_attention(int64_t layer, const AttentionRead& read) override {
@@ -229,6 +236,7 @@ class Player {
    private:
     Rollout& rollout_;
     std::span<const LayerState> dense_;
+    int64_t frame_;
     int64_t num_committed_;
     int64_t stride_;
     MethodResult& row_;
@@ -259,7 +267,8 @@ class Player {
         rollout.begin_frame(ctx_, frame, camera.x, camera.y);
         if (probe && m > 0) {
           MethodResult& row = result_.methods[m];
-          Scorer scorer(rollout, rollouts[0]->layers(), frame * tokens, options_.score_stride, row);
+          Scorer scorer(rollout, rollouts[0]->layers(), frame * tokens, frame,
+                        options_.score_stride, row);
           rollout.denoise(ctx_, scenario_->seed, z, score ? &scorer : nullptr);
           row.lockstep_l2.add(relative_l2({z.data<float>(), static_cast<size_t>(z.numel())},
                                           {dense.latents[static_cast<size_t>(frame)].data<float>(),

@@ -23,6 +23,7 @@ struct SessionOptions {
   uint64_t seed = 0;
   Method method;
   int64_t expected_frames = 0;  // memory is reserved for so many; more may follow
+  int64_t watch_every = 0;      // of so many chunks one is looked into for errors; 0: none
 };
 
 // The caller's own words, kept with a state (the action list, for one).

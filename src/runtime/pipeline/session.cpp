@@ -35,6 +35,7 @@ Session::Session(Context& ctx, const world::Model& model, const SessionOptions& 
   pixels_ = Tensor(ctx.device(), DType::kF32, frame);
   rgb_ = Tensor(ctx.device(), DType::kU8, frame);
   options_.method = rollout_.method();
+  if (options.watch_every > 0) watch_ = std::make_unique<ErrorWatch>(sizes.num_layers);
 }
 
 Tensor Session::encode_prompt() const {
@@ -58,8 +59,11 @@ View Session::step(CameraPosition camera) {
   last_chunk_.density = rollout_.density();
   last_chunk_.steps_run = rollout_.steps_run();
   last_chunk_.denoise_ms = watch.lap_ms();
-  rollout_.remember(ctx_, latent_);
+  const bool look = watch_ && next_frame_ % options_.watch_every == 0;
+  rollout_.remember(ctx_, latent_, look ? watch_.get() : nullptr);
   last_chunk_.clean_ms = watch.lap_ms();
+  if (look) last_chunk_.errors = watch_->errors(ctx_, rollout_.layers(), next_frame_);
+  last_chunk_.watch_ms = watch.lap_ms();
   model_.autoencoder.decode(ctx_, latent_, pixels_);
   world::to_rgb(pixels_, rgb_);
   last_chunk_.decode_ms = watch.lap_ms();

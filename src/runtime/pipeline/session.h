@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "device/context.h"
 #include "models/world/model.h"
+#include "pipeline/error_watch.h"
 #include "pipeline/rollout.h"
 #include "pipeline/saved_session.h"
 #include "pipeline/stats.h"
@@ -61,6 +63,7 @@ class Session {
   int64_t next_frame_ = 0;
   std::optional<CameraPosition> camera_;
   ChunkStats last_chunk_;
+  std::unique_ptr<ErrorWatch> watch_;     // null: nobody looks
   double commit_ms_ = 0, select_ms_ = 0;  // of all layers so far
 };
 

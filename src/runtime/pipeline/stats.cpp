@@ -2,9 +2,24 @@
 
 #include <sys/resource.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 namespace longtake {
+
+namespace {
+
+nlohmann::ordered_json by_layer(const std::vector<LayerError>& errors, double LayerError::*figure) {
+  if (errors.empty()) return {};
+  auto out = nlohmann::ordered_json::array();
+  for (const LayerError& layer : errors) {
+    const double value = layer.*figure;
+    out.push_back(std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json());
+  }
+  return out;
+}
+
+}  // namespace
 
 double RunStats::frames_per_second() const {
   int64_t frames = 0;
@@ -32,11 +47,14 @@ std::string RunStats::to_json() const {
                     {"cache_total_entries", c.cache_total_entries},
                     {"merged_keys", c.merged_keys},
                     {"evicted_keys", c.evicted_keys},
+                    {"moved_mass_bound", by_layer(c.errors, &LayerError::moved_mass_bound)},
+                    {"commit_error", by_layer(c.errors, &LayerError::commit_error)},
+                    {"watch_ms", c.watch_ms},
                     {"cache_bytes", c.cache_bytes},
                     {"cache_bytes_used", c.cache_bytes_used},
                     {"peak_rss_bytes", c.peak_rss_bytes}});
   }
-  const ordered_json root = {{"version", 2},
+  const ordered_json root = {{"version", 3},
                              {"model", model},
                              {"prompt", prompt},
                              {"method", method},

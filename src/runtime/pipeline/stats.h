@@ -9,6 +9,17 @@
 
 namespace longtake {
 
+// See ErrorWatch.
+struct LayerError {
+  // Attention mass that may lie elsewhere than it would with the whole history: mean over heads and
+  // sampled queries, 0..1. NaN: not looked at.
+  double moved_mass_bound = 0;
+  // Relative L2 change of attention's output that the chunk's commit made, for the chunk's own
+  // queries: what merged, and what was forgotten. NaN for the last layer, whose clean pass does not
+  // attend.
+  double commit_error = 0;
+};
+
 struct ChunkStats {
   int64_t first_frame = 0;
   int64_t num_frames = 1;
@@ -28,6 +39,10 @@ struct ChunkStats {
   size_t cache_bytes = 0;           // reserved by the caches of all layers
   size_t cache_bytes_used = 0;      // holding history
   size_t peak_rss_bytes = 0;        // of the process so far
+  // What merging costs, by layer; empty where nobody looked. Looking took watch_ms, which is not
+  // part of the others.
+  std::vector<LayerError> errors;
+  double watch_ms = 0;
 
   double total_ms() const { return denoise_ms + clean_ms + decode_ms + write_ms; }
 };
