@@ -4,10 +4,12 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <sstream>
 
 #include "attention/attend.h"
+#include "base/error.h"
 #include "core_support.h"
 #include "kv/cache.h"
 #include "ops/linear.h"
@@ -382,6 +384,57 @@ TEST(Steady, StepsDoNotAllocate) {
   for (uint64_t i = 0; i < kCalls; ++i) run();
   EXPECT_EQ(num_buffer_allocations(), buffers);
   EXPECT_LE(num_news - news, kCalls * 16);
+}
+
+// What a model that went astray hands in is refused at the door, by every policy, and the history
+// is what it was.
+TEST(KvCache, RefusesNumbersThatAreNotFinite) {
+  constexpr int64_t kTokens = 64;
+  Context ctx({}, 1);
+
+  struct Case {
+    float value;
+    int64_t token, head, channel;
+    const char* error;
+  };
+
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const Case cases[] = {
+      {std::nanf(""), 0, 0, 0, "of head 0: expected finite numbers, found nan"},
+      {kInf, 17, 1, 5, "of head 1: expected finite numbers, found inf"},
+      {-kInf, kTokens - 1, 1, kDim - 1, "of head 1: expected finite numbers, found -inf"}};
+  for (const std::string memory : {"full", "window", "tempcache", "flowcache"}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      CacheOptions chosen = options(memory, dtype, kTokens);
+      chosen.budget_tokens = 4 * kTokens;
+      chosen.layer = 5;
+      const auto cache = make_cache(ctx, chosen);
+      commit_frames(ctx, *cache, dtype, kTokens, 0, 7);
+      std::stringstream before;
+      cache->save(before);
+      for (const Case& bad : cases) {
+        for (const bool in_keys : {true, false}) {
+          const Tensor good = random_tensor(dtype, {kTokens, kHeads, kDim}, 3);
+          const Tensor broken = good.clone();
+          const int64_t at = (bad.token * kHeads + bad.head) * kDim + bad.channel;
+          if (dtype == DType::kF32)
+            broken.data<float>()[at] = bad.value;
+          else
+            broken.data<bf16>()[at] = bf16(bad.value);
+          try {
+            cache->commit(ctx, in_keys ? broken : good, in_keys ? good : broken, {7, 1});
+            ADD_FAILURE() << memory << ": no error";
+          } catch (const Error& error) {
+            EXPECT_EQ(error.what(), str("layer 5, ", in_keys ? "keys " : "values ", bad.error));
+          }
+        }
+      }
+      std::stringstream after;
+      cache->save(after);
+      EXPECT_EQ(after.str(), before.str()) << memory;
+      commit_frames(ctx, *cache, dtype, kTokens, 7, 8);
+    }
+  }
 }
 
 // `full` grows by doubling, and only by that.

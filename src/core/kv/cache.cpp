@@ -1,12 +1,14 @@
 #include "kv/cache.h"
 
 #include <algorithm>
-#include <array>
+#include <bit>
+#include <cmath>
 #include <istream>
 #include <numeric>
 #include <ostream>
 
 #include "base/error.h"
+#include "device/dispatch.h"
 #include "device/parallel.h"
 #include "ops/expect.h"
 
@@ -38,6 +40,16 @@ int64_t pages_for(int64_t tokens) {
   return (tokens + kPageTokens - 1) / kPageTokens;
 }
 
+// Infinities and NaN have every bit of the exponent set: only there does one more carry into the
+// sign. Plain 32-bit integers, so that the loop is wide.
+template <typename T>
+bool all_finite(const T* x, int64_t count) {
+  uint32_t seen = 0;
+  for (int64_t i = 0; i < count; ++i)
+    seen |= (std::bit_cast<uint32_t>(static_cast<float>(x[i])) & 0x7f800000U) + 0x00800000U;
+  return seen >> 31 == 0;
+}
+
 // The policy's name as a number, for the header of a saved state.
 int64_t policy_id(const std::string& memory) {
   int64_t id = 0;
@@ -59,6 +71,25 @@ void KvCache::check_tokens(const char* what, View k, View v) const {
   expect_shape(what, v, k.shape());
   expect_dtype(what, k, options_.dtype);
   expect_dtype(what, v, options_.dtype);
+}
+
+void KvCache::check_chunk(View k, View v) const {
+  check_tokens("commit", k, v);
+  check_finite("keys", k);
+  check_finite("values", v);
+}
+
+void KvCache::check_finite(const char* what, View x) const {
+  for_float_type(x.dtype(), [&]<typename T>() {
+    const T* data = x.data<T>();
+    if (all_finite(data, x.numel())) return;
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      if (std::isfinite(static_cast<float>(data[i]))) continue;
+      const std::string layer = options_.layer >= 0 ? str("layer ", options_.layer, ", ") : "";
+      throw Error(str(layer, what, " of head ", i / options_.head_dim % options_.num_heads,
+                      ": expected finite numbers, found ", static_cast<float>(data[i])));
+    }
+  });
 }
 
 void KvCache::drop_current() {

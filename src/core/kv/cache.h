@@ -56,6 +56,7 @@ struct CacheOptions {
   int64_t num_heads = 0;
   int64_t head_dim = 0;
   int64_t tokens_per_frame = 0;
+  int64_t layer = -1;  // named by errors; -1: unknown
   TempCacheOptions tempcache;
 };
 
@@ -80,7 +81,8 @@ class KvCache {
   // history.
   void set_current(Context& ctx, View k, View v);
 
-  // The clean chunk joins the history; the policy decides what stays. k, v as above.
+  // The clean chunk joins the history; the policy decides what stays. k, v as above. Throws Error
+  // for numbers that are not finite, naming layer and head, and then nothing has changed.
   virtual void commit(Context& ctx, View k, View v, ChunkPosition position) = 0;
 
   // A policy that measures keys by the queries that read them is shown those of every clean chunk,
@@ -148,6 +150,8 @@ class KvCache {
   explicit KvCache(Context& ctx, const CacheOptions& options);
 
   void check_tokens(const char* what, View k, View v) const;
+  void check_chunk(View k, View v) const;  // of commit: the same, and every number is finite
+  void check_finite(const char* what, View x) const;
   void drop_current();
   // Appends tokens [begin, begin + count) behind the history of every head, filling its last page
   // first if `fill` is set.

@@ -58,7 +58,7 @@ class FlowCache final : public KvCache {
   }
 
   void commit(Context& ctx, View k, View v, ChunkPosition) override {
-    check_tokens("commit", k, v);
+    check_chunk(k, v);
     drop_current();
     append(k, v, 0, k.dim(0), /*fill=*/true);
     const int64_t count = entries();

@@ -19,7 +19,7 @@ class FullCache final : public KvCache {
   bool is_bounded() const override { return true; }
 
   void commit(Context&, View k, View v, ChunkPosition) override {
-    check_tokens("commit", k, v);
+    check_chunk(k, v);
     drop_current();
     append(k, v, 0, k.dim(0), /*fill=*/true);
   }

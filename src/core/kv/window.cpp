@@ -33,7 +33,7 @@ class WindowCache final : public KvCache {
   }
 
   void commit(Context&, View k, View v, ChunkPosition position) override {
-    check_tokens("commit", k, v);
+    check_chunk(k, v);
     const int64_t tokens = options_.tokens_per_frame;
     if (k.dim(0) != position.num_frames * tokens)
       throw Error(str("commit: expected ", position.num_frames, " frames of ", tokens,

@@ -18,9 +18,12 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   noise_levels_ =
       noise_levels(method.num_steps > 0 ? method.num_steps : sampler.num_steps, sampler.shift);
   for (const double t : noise_levels_) levels_.push_back(model.transformer.level(ctx, t));
-  const CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
+  CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   layers_.resize(static_cast<size_t>(sizes.num_layers));
-  for (LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, memory);
+  for (size_t n = 0; n < layers_.size(); ++n) {
+    memory.layer = static_cast<int64_t>(n);
+    layers_[n].memory.cache = make_cache(ctx, memory);
+  }
   set_selection(ctx, method);
   if (method.step_cache.reuse != StepReuse::kNone)
     step_cache_ =
