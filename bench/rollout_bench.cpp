@@ -51,7 +51,12 @@ void run(const Options& options) {
   const Tensor latents({}, DType::kF32, shape);
   const Tensor cameras({}, DType::kF32, {total, 2});
   const Tensor pixels({}, DType::kF32, {sizes.frame_height(), sizes.frame_width(), 3});
-  std::vector<double> milliseconds;
+  std::vector<double> milliseconds, commits;
+  const auto committing = [&] {
+    double sum = 0;
+    for (const auto& layer : rollout.layers()) sum += layer.memory.commit_ms;
+    return sum;
+  };
   uint64_t allocations = 0;
   for (int64_t frame = 0; frame < total; ++frame) {
     const auto camera = walk.next();
@@ -59,6 +64,7 @@ void run(const Options& options) {
     cameras.data<float>()[2 * frame + 1] = static_cast<float>(camera.y) / 16;
     const View z = latents.view().rows(frame, frame + 1).reshape({shape[1], shape[2], shape[3]});
     const uint64_t before = num_buffer_allocations();
+    const double committed = committing();
     const auto start = Clock::now();
     rollout.begin_frame(ctx, frame, camera.x, camera.y);
     rollout.denoise(ctx, options.seed, z);
@@ -67,6 +73,7 @@ void run(const Options& options) {
     if (frame > options.history) {  // the first one warms up
       milliseconds.push_back(
           std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+      commits.push_back(committing() - committed);
       allocations += num_buffer_allocations() - before;
     }
   }
@@ -74,6 +81,7 @@ void run(const Options& options) {
     write_safetensors(options.latents,
                       std::vector<NamedView>{{"latents", latents}, {"cameras", cameras}}, {});
   std::sort(milliseconds.begin(), milliseconds.end());
+  std::sort(commits.begin(), commits.end());
   std::cout << nlohmann::json{{"dtype", options.dtype},
                               {"threads", ctx.threads()},
                               {"steps", rollout.num_steps()},
@@ -81,6 +89,7 @@ void run(const Options& options) {
                               {"history_frames", options.history},
                               {"median_ms", milliseconds[milliseconds.size() / 2]},
                               {"min_ms", milliseconds.front()},
+                              {"commit_ms", commits[commits.size() / 2]},
                               {"max_ms", milliseconds.back()},
                               {"allocations", allocations}}
             << '\n';

@@ -24,6 +24,9 @@ class AnnIndex {
   // Writes vector [dim] to a slot; slot == size() appends.
   virtual void set(int64_t slot, const float* vector) = 0;
 
+  // The same for many: slots [count], vectors [count, dim].
+  virtual void set_all(const int32_t* slots, const float* vectors, int64_t count) = 0;
+
   // Removes a slot; the last slot's vector takes its number.
   virtual void remove(int64_t slot) = 0;
 
@@ -32,6 +35,9 @@ class AnnIndex {
   // The `most` slots that look nearest to query [dim], nearest first, ties by slot. Looks can
   // deceive: check the candidates exactly. May find fewer.
   virtual void nearest(const float* query, int64_t most, std::vector<int32_t>& out) = 0;
+
+  // The same for many: queries [count, dim] -> out [count, most], -1 behind what is found.
+  virtual void nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) = 0;
 
   // All slots of the query's neighbourhood, ascending: of its probed buckets (lsh), or within a
   // distance (quant).

@@ -1,7 +1,9 @@
 #include "ann/lsh.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <cstring>
 #include <limits>
 
 #include "ann/project.h"
@@ -9,6 +11,63 @@
 #include "base/philox.h"
 
 namespace longtake {
+namespace {
+
+constexpr int64_t kBlock = 32;  // slots that are refused by one comparison
+
+// out[i] = signs in which codes[i] and code differ. Compiled once for every instruction set that
+// counts bits in a wider way; integers, so that all give the same.
+[[gnu::always_inline]] inline void count_differing(const uint64_t* codes, int64_t count,
+                                                   uint64_t code, uint8_t* out) {
+  for (int64_t i = 0; i < count; ++i)
+    out[i] = static_cast<uint8_t>(__builtin_popcountll(codes[i] ^ code));
+}
+
+void count_plain(const uint64_t* codes, int64_t count, uint64_t code, uint8_t* out) {
+  count_differing(codes, count, code, out);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("popcnt")]] void count_popcnt(const uint64_t* codes, int64_t count, uint64_t code,
+                                            uint8_t* out) {
+  count_differing(codes, count, code, out);
+}
+
+[[gnu::target("avx512f,avx512bw,avx512vl,avx512vpopcntdq")]] void count_avx512(
+    const uint64_t* codes, int64_t count, uint64_t code, uint8_t* out) {
+  count_differing(codes, count, code, out);
+}
+#endif
+
+decltype(&count_plain) choose_count() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vl"))
+    return count_avx512;
+  if (__builtin_cpu_supports("popcnt")) return count_popcnt;
+#endif
+  return count_plain;
+}
+
+uint8_t least(const uint8_t* block) {
+  uint8_t out = block[0];
+  for (int64_t i = 1; i < kBlock; ++i) out = std::min(out, block[i]);
+  return out;
+}
+
+// Calls found(i) for every x[i] below `limit`, in order; x [kBlock] and limit are below 128.
+template <typename Found>
+void for_below(const uint8_t* x, uint64_t limit, const Found& found) {
+  constexpr uint64_t kOnes = 0x0101010101010101U, kHigh = 0x8080808080808080U;
+  for (int64_t begin = 0; begin < kBlock; begin += 8) {
+    uint64_t bytes;
+    std::memcpy(&bytes, x + begin, sizeof bytes);
+    // The high bit of a byte appears where it reaches the limit.
+    uint64_t below = ~(bytes + kOnes * (128 - limit)) & kHigh;
+    for (; below != 0; below &= below - 1) found(begin + std::countr_zero(below) / 8);
+  }
+}
+
+}  // namespace
 
 LshCoder::LshCoder(int64_t dim, const LshOptions& options) : dim_(dim), options_(options) {
   const auto expect = [](const char* what, int value, int least, int most) {
@@ -24,137 +83,121 @@ LshCoder::LshCoder(int64_t dim, const LshOptions& options) : dim_(dim), options_
 }
 
 uint64_t LshCoder::code(const float* vector) const {
-  const int count = options_.bits * options_.tables;
-  float dots[64];
-  project(vector, 1, dim_, directions_.data(), count, dots);
-  uint64_t out = 0;
-  for (int i = 0; i < count; ++i) out |= uint64_t{dots[i] > 0} << i;
+  uint64_t out;
+  codes(vector, 1, &out);
   return out;
 }
 
 void LshCoder::codes(const float* vectors, int64_t count, uint64_t* out) const {
-  for (int64_t i = 0; i < count; ++i) out[i] = code(vectors + i * dim_);
+  constexpr int64_t kRows = 16;
+  const int signs = options_.bits * options_.tables;
+  std::array<float, kRows * 64> dots;
+  for (int64_t begin = 0; begin < count; begin += kRows) {
+    const int64_t rows = std::min(kRows, count - begin);
+    project(vectors + begin * dim_, rows, dim_, directions_.data(), signs, dots.data());
+    for (int64_t row = 0; row < rows; ++row) {
+      uint64_t code = 0;
+      for (int i = 0; i < signs; ++i)
+        code |= uint64_t{dots[static_cast<size_t>(row * signs + i)] > 0} << i;
+      out[begin + row] = code;
+    }
+  }
 }
 
 uint32_t LshCoder::bucket_of(uint64_t code, int table) const {
   return static_cast<uint32_t>(code >> (table * options_.bits)) & ((1U << options_.bits) - 1U);
 }
 
-LshIndex::LshIndex(int64_t dim, const LshOptions& options) : coder_(dim, options) {
-  const uint32_t buckets = 1U << options.bits;
-  rings_.resize(static_cast<size_t>(options.radius) + 1);
-  for (uint32_t pattern = 0; pattern < buckets; ++pattern) {
-    const auto signs = static_cast<size_t>(std::popcount(pattern));
-    if (signs < rings_.size()) rings_[signs].push_back(pattern);
-  }
-  first_.assign(static_cast<size_t>(options.tables) * buckets, -1);
-}
-
-LshIndex::Link& LshIndex::link(int32_t slot, int table) {
-  return links_[static_cast<size_t>(slot) * static_cast<size_t>(coder_.options().tables) +
-                static_cast<size_t>(table)];
-}
-
-void LshIndex::enter(int32_t slot, uint64_t code) {
-  codes_[static_cast<size_t>(slot)] = code;
-  for (int table = 0; table < coder_.options().tables; ++table) {
-    int32_t& first = first_[(static_cast<size_t>(table) << coder_.options().bits) +
-                            coder_.bucket_of(code, table)];
-    link(slot, table) = {-1, first};
-    if (first >= 0) link(first, table).previous = slot;
-    first = slot;
-  }
-}
-
-void LshIndex::leave(int32_t slot) {
-  const uint64_t code = codes_[static_cast<size_t>(slot)];
-  for (int table = 0; table < coder_.options().tables; ++table) {
-    const Link at = link(slot, table);
-    if (at.next >= 0) link(at.next, table).previous = at.previous;
-    if (at.previous >= 0)
-      link(at.previous, table).next = at.next;
-    else
-      first_[(static_cast<size_t>(table) << coder_.options().bits) +
-             coder_.bucket_of(code, table)] = at.next;
-  }
-}
-
 void LshIndex::set(int64_t slot, const float* vector) {
   LONGTAKE_CHECK(slot >= 0 && slot <= size(), slot);
-  if (slot == size()) {
-    codes_.push_back(0);
-    seen_.push_back(num_probes_);
-    links_.resize(links_.size() + static_cast<size_t>(coder_.options().tables));
-  } else {
-    leave(static_cast<int32_t>(slot));
-  }
-  enter(static_cast<int32_t>(slot), coder_.code(vector));
+  if (slot == size()) codes_.push_back(0);
+  codes_[static_cast<size_t>(slot)] = coder_.code(vector);
 }
 
-void LshIndex::remove(int64_t slot) {
-  LONGTAKE_CHECK(slot >= 0 && slot < size(), slot);
-  const auto last = static_cast<int32_t>(size() - 1);
-  leave(static_cast<int32_t>(slot));
-  if (slot != last) {
-    leave(last);
-    enter(static_cast<int32_t>(slot), codes_.back());
-  }
-  codes_.pop_back();
-  seen_.pop_back();
-  links_.resize(links_.size() - static_cast<size_t>(coder_.options().tables));
-}
-
-void LshIndex::clear() {
-  std::fill(first_.begin(), first_.end(), -1);
-  links_.clear();
-  codes_.clear();
-  seen_.clear();
-}
-
-void LshIndex::probe(uint64_t code, size_t enough) {
-  if (++num_probes_ == 0) {  // the counter came round: no slot may look as if met already
-    std::fill(seen_.begin(), seen_.end(), 0U);
-    num_probes_ = 1;
-  }
-  found_.clear();
-  const int tables = coder_.options().tables;
-  const int bits = coder_.options().bits;
-  for (const std::vector<uint32_t>& ring : rings_) {
-    if (found_.size() >= enough) return;
-    for (int table = 0; table < tables; ++table) {
-      const int32_t* first = first_.data() + (static_cast<size_t>(table) << bits);
-      const uint32_t bucket = coder_.bucket_of(code, table);
-      for (const uint32_t pattern : ring) {
-        for (int32_t slot = first[bucket ^ pattern]; slot >= 0;
-             slot = links_[static_cast<size_t>(slot * tables + table)].next) {
-          uint32_t& seen = seen_[static_cast<size_t>(slot)];
-          if (seen != num_probes_) found_.push_back(slot);
-          seen = num_probes_;
-        }
-      }
+void LshIndex::set_all(const int32_t* slots, const float* vectors, int64_t count) {
+  constexpr int64_t kRows = 64;
+  std::array<uint64_t, kRows> codes;
+  for (int64_t begin = 0; begin < count; begin += kRows) {
+    const int64_t rows = std::min(kRows, count - begin);
+    coder_.codes(vectors + begin * dim_, rows, codes.data());
+    for (int64_t i = 0; i < rows; ++i) {
+      const auto slot = static_cast<size_t>(slots[begin + i]);
+      LONGTAKE_CHECK(slot <= codes_.size(), slot);
+      if (slot == codes_.size()) codes_.push_back(0);
+      codes_[slot] = codes[static_cast<size_t>(i)];
     }
   }
 }
 
+void LshIndex::remove(int64_t slot) {
+  LONGTAKE_CHECK(slot >= 0 && slot < size(), slot);
+  codes_[static_cast<size_t>(slot)] = codes_.back();
+  codes_.pop_back();
+}
+
 void LshIndex::nearest(const float* query, int64_t most, std::vector<int32_t>& out) {
-  const uint64_t code = coder_.code(query);
-  probe(code, static_cast<size_t>(most));
-  ranked_.clear();
-  for (const int32_t slot : found_) {
-    const auto distance =
-        static_cast<uint64_t>(std::popcount(code ^ codes_[static_cast<size_t>(slot)]));
-    ranked_.push_back(distance << 32 | static_cast<uint32_t>(slot));
+  out.resize(static_cast<size_t>(most));
+  nearest_all(query, 1, most, out.data());
+  out.erase(std::find(out.begin(), out.end(), -1), out.end());
+}
+
+void LshIndex::nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) {
+  std::fill_n(out, count * most, -1);
+  if (most == 0) return;
+  std::vector<uint64_t> codes(static_cast<size_t>(count));
+  coder_.codes(queries, count, codes.data());
+  static const auto count_signs = choose_count();
+  constexpr uint8_t kFar = 127;  // more than there are signs
+  constexpr int64_t kRoom = 64;
+  constexpr auto kNone = std::numeric_limits<uint64_t>::max();
+  std::array<uint64_t, kRoom> best;
+  LONGTAKE_CHECK(most <= kRoom, most);
+  const int64_t blocks = (size() + kBlock - 1) / kBlock;
+  differing_.assign(static_cast<size_t>(blocks * kBlock), kFar);
+  least_.resize(static_cast<size_t>(blocks));
+  for (const uint64_t code : codes) {
+    count_signs(codes_.data(), size(), code, differing_.data());
+    for (int64_t block = 0; block < blocks; ++block)
+      least_[static_cast<size_t>(block)] = least(differing_.data() + block * kBlock);
+    // So many slots are no farther than the best of so many blocks: few others need a look.
+    uint64_t limit = kFar;
+    if (most <= blocks) {
+      sorted_ = least_;
+      std::nth_element(sorted_.begin(), sorted_.begin() + most - 1, sorted_.end());
+      limit = sorted_[static_cast<size_t>(most - 1)] + uint64_t{1};
+    }
+    // A short list of signs and slots in one word, sorted; a new word ripples through it.
+    std::fill_n(best.begin(), most, kNone);
+    for (int64_t block = 0; block < blocks; ++block) {
+      if (least_[static_cast<size_t>(block)] >= limit) continue;
+      const uint8_t* own = differing_.data() + block * kBlock;
+      for_below(own, limit, [&](int64_t i) {
+        uint64_t word = uint64_t{own[i]} << 32 | static_cast<uint32_t>(block * kBlock + i);
+        for (int64_t at = 0; at < most; ++at) {
+          uint64_t& held = best[static_cast<size_t>(at)];
+          const uint64_t less = std::min(held, word);
+          word = std::max(held, word);
+          held = less;
+        }
+      });
+      limit = std::min<uint64_t>(limit, best[static_cast<size_t>(most - 1)] >> 32);
+    }
+    for (int64_t at = 0; at < most && best[static_cast<size_t>(at)] != kNone; ++at)
+      out[at] = static_cast<int32_t>(best[static_cast<size_t>(at)] & 0xffffffffU);
+    out += most;
   }
-  const auto count = std::min(static_cast<size_t>(most), ranked_.size());
-  std::partial_sort(ranked_.begin(), ranked_.begin() + static_cast<int64_t>(count), ranked_.end());
-  out.clear();
-  for (size_t i = 0; i < count; ++i) out.push_back(static_cast<int32_t>(ranked_[i] & 0xffffffffU));
 }
 
 void LshIndex::bucket(const float* query, std::vector<int32_t>& out) {
-  probe(coder_.code(query), std::numeric_limits<size_t>::max());
-  out.assign(found_.begin(), found_.end());
-  std::sort(out.begin(), out.end());
+  const uint64_t code = coder_.code(query);
+  out.clear();
+  for (int64_t slot = 0; slot < size(); ++slot) {
+    const uint64_t differing = code ^ codes_[static_cast<size_t>(slot)];
+    bool near = false;
+    for (int table = 0; table < coder_.options().tables; ++table)
+      near |= std::popcount(coder_.bucket_of(differing, table)) <= coder_.options().radius;
+    if (near) out.push_back(static_cast<int32_t>(slot));
+  }
 }
 
 }  // namespace longtake

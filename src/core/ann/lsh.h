@@ -1,10 +1,13 @@
 // Locality-sensitive hashing by signs of random projections (Charikar 2002): a bit differs with
-// probability angle / pi. `tables` groups of `bits` signs each name a bucket; a query looks into
-// the buckets within Hamming distance `radius` of its own, the nearer ones first and the others
-// only if those hold too little, and ranks what it finds by all its signs.
+// probability angle / pi. `tables` groups of `bits` signs each name a bucket, and a query's
+// neighbourhood is what shares a bucket with it in some table, or differs in at most `radius` of
+// its signs.
 //
 // One table of one probe misses most true neighbours: at a cosine of .95 twelve signs all agree
 // with probability .28. Four tables with one sign allowed to differ find .99 of them.
+//
+// All signs of a vector are one word, and a head has thousands of vectors, not millions: a scan of
+// the words costs less than the cache misses of as many hash tables, and nearest() ranks them all.
 #pragma once
 
 #include "ann/index.h"
@@ -43,39 +46,26 @@ class LshCoder {
 
 class LshIndex final : public AnnIndex {
  public:
-  LshIndex(int64_t dim, const LshOptions& options);
+  LshIndex(int64_t dim, const LshOptions& options) : dim_(dim), coder_(dim, options) {}
 
   int64_t size() const override { return static_cast<int64_t>(codes_.size()); }
 
   void set(int64_t slot, const float* vector) override;
+  void set_all(const int32_t* slots, const float* vectors, int64_t count) override;
   void remove(int64_t slot) override;
-  void clear() override;
+
+  void clear() override { codes_.clear(); }
+
   void nearest(const float* query, int64_t most, std::vector<int32_t>& out) override;
+  void nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) override;
   void bucket(const float* query, std::vector<int32_t>& out) override;
 
  private:
-  // Buckets are linked lists through the slots, so that a slot enters and leaves without a search.
-  struct Link {
-    int32_t previous = -1;
-    int32_t next = -1;
-  };
-
-  Link& link(int32_t slot, int table);
-  void enter(int32_t slot, uint64_t code);
-  void leave(int32_t slot);
-  // Fills found_ with the slots of the probed buckets, each once, in no order: ring after ring of
-  // sign patterns that differ in one sign more, until `enough` are found.
-  void probe(uint64_t code, size_t enough);
-
+  int64_t dim_;
   LshCoder coder_;
-  std::vector<std::vector<uint32_t>> rings_;  // by number of signs: the patterns to flip
-  std::vector<int32_t> first_;                // [tables, 2^bits]: a bucket's first slot or -1
-  std::vector<Link> links_;                   // [slots, tables]
-  std::vector<uint64_t> codes_;               // [slots]
-  std::vector<uint32_t> seen_;                // [slots]: the latest probe that met it
-  uint32_t num_probes_ = 0;
-  std::vector<int32_t> found_;
-  std::vector<uint64_t> ranked_;
+  std::vector<uint64_t> codes_;          // [slots]
+  std::vector<uint8_t> differing_;       // [slots]: signs, from the query in work, in blocks
+  std::vector<uint8_t> least_, sorted_;  // of every block
 };
 
 }  // namespace longtake

@@ -85,6 +85,20 @@ void add_softmax_of(float* logits, size_t count, float* mass) {
   });
 }
 
+void turn_terms_of(const float* query, const float* key, size_t pairs, float* terms) {
+  const auto some = [&](auto d, size_t i) HWY_ATTR {
+    hn::Vec<decltype(d)> k0, k1;
+    hn::LoadInterleaved2(d, key + 2 * i, k0, k1);
+    const auto q0 = load_f32(d, query + i), q1 = load_f32(d, query + pairs + i);
+    store_f32(d, hn::MulAdd(q0, k0, hn::Mul(q1, k1)), terms + i);
+    store_f32(d, hn::MulSub(q0, k1, hn::Mul(q1, k0)), terms + pairs + i);
+  };
+  const hn::CappedTag<float, 8> d;
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= pairs; i += hn::Lanes(d)) some(d, i);
+  for (; i < pairs; ++i) some(hn::CappedTag<float, 1>(), i);
+}
+
 void exp_of(float* x, size_t count) {
   for_lanes(count, [&](auto d, size_t i)
                        HWY_ATTR { store_f32(d, hn::Exp(d, load_f32(d, x + i)), x + i); });
@@ -95,7 +109,7 @@ void log_of(float* x, size_t count) {
                        HWY_ATTR { store_f32(d, hn::Log(d, load_f32(d, x + i)), x + i); });
 }
 
-float square_distance_of(const float* a, const float* b, size_t dim) {
+HWY_INLINE float distance_of(const float* a, const float* b, size_t dim) {
   const hn::ScalableTag<float> d;
   auto sum = hn::Zero(d);
   float rest = 0;
@@ -106,6 +120,16 @@ float square_distance_of(const float* a, const float* b, size_t dim) {
   }
   for (; i < dim; ++i) rest += (a[i] - b[i]) * (a[i] - b[i]);
   return rest + hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+float square_distance_of(const float* a, const float* b, size_t dim) {
+  return distance_of(a, b, dim);
+}
+
+void square_distances_of_rows(const float* x, const int32_t* rows, size_t count, size_t dim,
+                              const float* v, float* out) {
+  for (size_t i = 0; i < count; ++i)
+    out[i] = distance_of(x + static_cast<size_t>(rows[i]) * dim, v, dim);
 }
 
 }  // namespace longtake::HWY_NAMESPACE
@@ -119,9 +143,11 @@ HWY_EXPORT(project_all);
 HWY_EXPORT(dots_of);
 HWY_EXPORT(dots_of_rows);
 HWY_EXPORT(add_softmax_of);
+HWY_EXPORT(turn_terms_of);
 HWY_EXPORT(exp_of);
 HWY_EXPORT(log_of);
 HWY_EXPORT(square_distance_of);
+HWY_EXPORT(square_distances_of_rows);
 
 void project(const float* x, int64_t rows, int64_t dim, const float* m, int64_t outputs,
              float* out) {
@@ -144,12 +170,22 @@ void add_softmax(float* logits, int64_t count, float* mass) {
   HWY_DYNAMIC_DISPATCH(add_softmax_of)(logits, static_cast<size_t>(count), mass);
 }
 
+void turn_terms(const float* query, const float* key, int64_t pairs, float* terms) {
+  HWY_DYNAMIC_DISPATCH(turn_terms_of)(query, key, static_cast<size_t>(pairs), terms);
+}
+
 void exp_all(float* x, int64_t count) {
   HWY_DYNAMIC_DISPATCH(exp_of)(x, static_cast<size_t>(count));
 }
 
 void log_all(float* x, int64_t count) {
   HWY_DYNAMIC_DISPATCH(log_of)(x, static_cast<size_t>(count));
+}
+
+void square_distances_at(const float* x, const int32_t* rows, int64_t count, int64_t dim,
+                         const float* v, float* out) {
+  HWY_DYNAMIC_DISPATCH(square_distances_of_rows)
+  (x, rows, static_cast<size_t>(count), static_cast<size_t>(dim), v, out);
 }
 
 float square_distance(const float* a, const float* b, int64_t dim) {

@@ -61,6 +61,10 @@ void QuantIndex::set(int64_t slot, const float* vector) {
   squares_[static_cast<size_t>(slot)] = scale * scale * static_cast<float>(square);
 }
 
+void QuantIndex::set_all(const int32_t* slots, const float* vectors, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) set(slots[i], vectors + i * dim_);
+}
+
 void QuantIndex::remove(int64_t slot) {
   LONGTAKE_CHECK(slot >= 0 && slot < size(), slot);
   const auto at = static_cast<size_t>(slot);
@@ -105,6 +109,15 @@ void QuantIndex::nearest(const float* query, int64_t most, std::vector<int32_t>&
     if (full && (most == 0 || !nearer(slot, out.back()))) continue;
     if (full) out.pop_back();
     out.insert(std::upper_bound(out.begin(), out.end(), slot, nearer), slot);
+  }
+}
+
+void QuantIndex::nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) {
+  std::vector<int32_t> found;
+  std::fill_n(out, count * most, -1);
+  for (int64_t i = 0; i < count; ++i) {
+    nearest(queries + i * dim_, most, found);
+    std::copy(found.begin(), found.end(), out + i * most);
   }
 }
 

@@ -20,9 +20,11 @@ class QuantIndex final : public AnnIndex {
   int64_t size() const override { return static_cast<int64_t>(scales_.size()); }
 
   void set(int64_t slot, const float* vector) override;
+  void set_all(const int32_t* slots, const float* vectors, int64_t count) override;
   void remove(int64_t slot) override;
   void clear() override;
   void nearest(const float* query, int64_t most, std::vector<int32_t>& out) override;
+  void nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) override;
   void bucket(const float* query, std::vector<int32_t>& out) override;
 
   // vector ~ scale * code: writes code [dim] and returns the scale.

@@ -111,7 +111,9 @@ void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, cons
   page.buckets[slot] = bucket;
   ++page.version;
   page.num_keys = std::max(page.num_keys, static_cast<int32_t>(slot) + 1);
+  // An unused slot's bias is -inf; only a page that is full can be without any.
   page.has_bias =
+      bias != 0.0F || page.num_keys < kPageTokens ||
       std::any_of(page.bias, page.bias + kPageTokens, [](float at) { return at != 0.0F; });
 }
 

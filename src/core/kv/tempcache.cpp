@@ -22,6 +22,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <deque>
 #include <istream>
@@ -29,7 +30,6 @@
 #include <memory>
 #include <numeric>
 #include <ostream>
-#include <tuple>
 #include <vector>
 
 #include "ann/project.h"
@@ -52,16 +52,22 @@ constexpr int64_t kCandidates = 8;  // of a key, checked exactly: one alone miss
 constexpr int64_t kSampledQueries = 32;
 // The mean query of a head is a mean of chunks: of all of them at first, then with this weight.
 constexpr float kReadWeight = 0.125F;
-constexpr int64_t kMostDim = 256;  // of a head
+constexpr int64_t kTokenCost = 10;  // of merging a key, in groups that it is compared with
+constexpr int64_t kMostDim = 256;   // of a head
 
 // A key of the frame and a group that it could join.
 struct Match {
-  float square;  // squared distance
-  int32_t token;
+  uint64_t rank;  // squared distance, then token: floats that are not negative sort as their bits
   int32_t group;
 
+  Match(float square, int32_t token, int32_t to)
+      : rank(uint64_t{std::bit_cast<uint32_t>(square)} << 32 | static_cast<uint32_t>(token)),
+        group(to) {}
+
+  int32_t token() const { return static_cast<int32_t>(rank & 0xffffffffU); }
+
   bool operator<(const Match& other) const {
-    return std::tie(square, token, group) < std::tie(other.square, other.token, other.group);
+    return rank != other.rank ? rank < other.rank : group < other.group;
   }
 };
 
@@ -81,7 +87,7 @@ struct Head {
   std::vector<std::vector<int32_t>> members;
   // Scratch of one frame's work.
   std::vector<Match> matches;
-  std::vector<int32_t> candidates, joins;
+  std::vector<int32_t> candidates, joins, moved;
   std::vector<char> taken;
   std::vector<float> biases, scratch;
 };
@@ -422,15 +428,15 @@ class TempCache final : public KvCache {
     }
     const Workspace::Scope scope(ctx.workspace());
     const View scratch =
-        ctx.workspace().take(DType::kF32, {options_.num_heads, 4, tokens, options_.head_dim});
+        ctx.workspace().take(DType::kF32, {options_.num_heads, 5, tokens, options_.head_dim});
     const TimeRotation now = rotation(frame);
     for (size_t i = 0; i < heads_.size(); ++i)
-      costs_[i] = static_cast<int32_t>(heads_[i].groups.size() + tokens);
+      costs_[i] = static_cast<int32_t>(heads_[i].groups.size() + kTokenCost * tokens);
     parallel_for_ragged(ctx, costs_, [&](int64_t i) {
       const auto at = static_cast<size_t>(i);
       KvPage* groups = pages_[at].data() + first_page;
       const KvPage* oldest = groups + pages_for(heads_[at].groups.size() + tokens);
-      float* rows = scratch.data<float>() + i * 4 * tokens * options_.head_dim;
+      float* rows = scratch.data<float>() + i * 5 * tokens * options_.head_dim;
       joined_[at] = join(heads_[at], frame, now, refresh, oldest, groups, rows);
     });
     for (size_t i = 0; i < heads_.size(); ++i) {
@@ -450,7 +456,7 @@ class TempCache final : public KvCache {
   }
 
   // One head's part of retire(): keys of the frame in pages `oldest` join the groups, which show in
-  // pages `shown`. rows: scratch [4, tokens, D].
+  // pages `shown`. rows: scratch [5, tokens, D].
   MergeCounts join(Head& head, int64_t frame, const TimeRotation& now, bool refresh,
                    const KvPage* oldest, KvPage* shown, float* rows) const {
     const int64_t dim = options_.head_dim;
@@ -459,6 +465,7 @@ class TempCache final : public KvCache {
     float* const keys = plain + tokens * dim;
     float* const values = keys + tokens * dim;
     float* const mapped = values + tokens * dim;
+    float* const moved_rows = mapped + tokens * dim;  // of groups that a key joined
     for (int64_t t = 0; t < tokens; ++t) {
       read_token(oldest[t / kPageTokens], options_.dtype, dim, t % kPageTokens, plain + t * dim,
                  values + t * dim);
@@ -474,6 +481,8 @@ class TempCache final : public KvCache {
     match(head, keys, mapped);
     const std::vector<int32_t>& joins = head.joins;
     MergeCounts counts;
+    head.moved.clear();
+    float* moved = moved_rows;
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t group = joins[static_cast<size_t>(t)];
       if (group < 0) continue;
@@ -484,7 +493,8 @@ class TempCache final : public KvCache {
                               : 1.0F;
       float* own = head.mapped.data() + group * dim;
       for (int64_t d = 0; d < dim; ++d) own[d] += share * (mapped[t * dim + d] - own[d]);
-      head.index->set(group, own);
+      head.moved.push_back(static_cast<int32_t>(group));
+      moved = std::copy_n(own, dim, moved);
       std::array<float, kMostDim> key;
       std::copy_n(head.groups.key(group), dim, key.begin());
       now.apply(key.data());  // to the time of its newest member
@@ -497,6 +507,7 @@ class TempCache final : public KvCache {
       if (tracing_) head.members[static_cast<size_t>(group)].push_back(number(t));
       ++counts.merged;
     }
+    head.index->set_all(head.moved.data(), moved_rows, static_cast<int64_t>(head.moved.size()));
     counts.evicted = make_room(head, tokens - counts.merged, shown);
     for (int64_t t = 0; t < tokens; ++t) {
       if (joins[static_cast<size_t>(t)] >= 0) continue;
@@ -504,12 +515,12 @@ class TempCache final : public KvCache {
       head.groups.add(keys + t * dim, values + t * dim, 1, frame);
       if (tracing_) head.members.push_back({number(t)});
       head.mapped.insert(head.mapped.end(), mapped + t * dim, mapped + (t + 1) * dim);
-      head.index->set(group, mapped + t * dim);
       // A group of one shows the very bits of its key.
       write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens,
                   plain + t * dim, values + t * dim, 0,
                   oldest[t / kPageTokens].buckets[t % kPageTokens]);
     }
+    append_to_index(head);
     return counts;
   }
 
@@ -528,13 +539,18 @@ class TempCache final : public KvCache {
   void match(Head& head, const float* keys, const float* mapped) const {
     const int64_t dim = options_.head_dim;
     head.matches.clear();
-    for (int64_t t = 0; t < options_.tokens_per_frame && most_square_ > 0; ++t) {
-      head.index->nearest(mapped + t * dim, kCandidates, head.candidates);
-      for (const int32_t group : head.candidates) {
-        const float square =
-            square_distance(mapped + t * dim, head.mapped.data() + group * dim, dim);
-        if (square < most_square_ && may_join(head, keys + t * dim, group))
-          head.matches.push_back({square, static_cast<int32_t>(t), group});
+    const int64_t tokens = most_square_ > 0 ? options_.tokens_per_frame : 0;
+    head.candidates.resize(static_cast<size_t>(tokens * kCandidates));
+    head.index->nearest_all(mapped, tokens, kCandidates, head.candidates.data());
+    std::array<float, kCandidates> squares{};
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int32_t* groups = head.candidates.data() + t * kCandidates;
+      const int64_t found = std::find(groups, groups + kCandidates, -1) - groups;
+      square_distances_at(head.mapped.data(), groups, found, dim, mapped + t * dim, squares.data());
+      for (int64_t i = 0; i < found; ++i) {
+        const float square = squares[static_cast<size_t>(i)];
+        if (square < most_square_ && may_join(head, keys + t * dim, groups[i]))
+          head.matches.emplace_back(square, static_cast<int32_t>(t), groups[i]);
       }
     }
     std::sort(head.matches.begin(), head.matches.end());
@@ -542,7 +558,7 @@ class TempCache final : public KvCache {
     head.taken.assign(static_cast<size_t>(head.groups.size()), 0);
     for (const Match& m : head.matches) {
       char& taken = head.taken[static_cast<size_t>(m.group)];
-      int32_t& join = head.joins[static_cast<size_t>(m.token)];
+      int32_t& join = head.joins[static_cast<size_t>(m.token())];
       if (join >= 0 || taken != 0) continue;
       join = m.group;
       taken = 1;
@@ -583,8 +599,16 @@ class TempCache final : public KvCache {
     head.index->clear();
     if (count == 0) return;
     head.metric.map_all(head.groups.key(0), count, head.mapped.data());
-    for (int64_t group = 0; group < count; ++group)
-      head.index->set(group, head.mapped.data() + group * dim);
+    append_to_index(head);
+  }
+
+  // Groups that the index does not know yet: the last ones.
+  void append_to_index(Head& head) const {
+    const int64_t known = head.index->size();
+    head.moved.resize(static_cast<size_t>(head.groups.size() - known));
+    std::iota(head.moved.begin(), head.moved.end(), static_cast<int32_t>(known));
+    head.index->set_all(head.moved.data(), head.mapped.data() + known * options_.head_dim,
+                        head.groups.size() - known);
   }
 
   TempCacheOptions merge_;

@@ -30,27 +30,21 @@ int64_t KeyAges::age(int64_t now, int64_t frame) const {
   return std::clamp<int64_t>(now - frame, 0, num_ages_ - 1);
 }
 
-void KeyAges::turn(const float* query, const float* key, float* terms) const {
-  const auto scale = 1.0F / std::sqrt(static_cast<float>(head_dim_));
-  for (int64_t i = 0; i < pairs_; ++i) {
-    const float q0 = scale * query[2 * i], q1 = scale * query[2 * i + 1];
-    const float k0 = key[2 * i], k1 = key[2 * i + 1];
-    terms[i] = q0 * k0 + q1 * k1;
-    terms[pairs_ + i] = q0 * k1 - q1 * k0;
-  }
-}
-
 void KeyAges::biases(const KeyGroups& groups, const float* query, int64_t now, float* biases,
                      std::vector<float>& scratch) const {
   // A group's logits, one a sighting and less the shown key's, side by side; then all at once.
   const int64_t width = 2 * pairs_;
-  scratch.resize(static_cast<size_t>(width) + static_cast<size_t>(groups.size()) * kMostSightings);
-  float* const terms = scratch.data();
+  scratch.resize(2 * static_cast<size_t>(width) +
+                 static_cast<size_t>(groups.size()) * kMostSightings);
+  float* const split = scratch.data();  // the query's pairs as turn_terms reads them
+  float* const terms = split + width;
   float* const logits = terms + width;
+  const auto scale = 1.0F / std::sqrt(static_cast<float>(head_dim_));
+  for (int64_t i = 0; i < width; ++i) split[i % 2 * pairs_ + i / 2] = scale * query[i];
   int64_t used = 0;
   for (int64_t group = 0; group < groups.size(); ++group) {
     if (groups.count(group) == 1) continue;
-    turn(query, groups.key(group), terms);
+    turn_terms(split, groups.key(group), pairs_, terms);
     std::array<int32_t, kMostSightings + 1> ages{};
     size_t count = 0;
     for (const Sighting& seen : groups.sightings(group))

@@ -38,9 +38,6 @@ class KeyAges {
  private:
   int64_t age(int64_t now, int64_t frame) const;
 
-  // terms [2 pairs]: what a rotation changes of l(age) is terms . phases of that age.
-  void turn(const float* query, const float* key, float* terms) const;
-
   int64_t head_dim_;
   int64_t pairs_;
   std::vector<double> speeds_;  // [pairs], radians a frame
