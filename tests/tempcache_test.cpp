@@ -462,10 +462,43 @@ TEST_P(TempCacheTest, TheBudgetHoldsAndSparesSinkAndNewest) {
   }
 }
 
+// One head sees a scene that stands still, the other ever new things: what the first does not need
+// is the second's, and the sum holds.
+TEST_P(TempCacheTest, HeadsShareABudgetByNeed) {
+  CacheOptions even = options();
+  even.tempcache.budget_tokens = 6 * kTokens;
+  even.tempcache.merge_threshold = 0.05;
+  CacheOptions need = even;
+  need.tempcache.shares = BudgetShares::kNeed;
+  const auto by_head = make_cache(ctx_, even);
+  const auto shared = make_cache(ctx_, need);
+  const size_t bytes = shared->bytes();
+  const Tensor still = random_rows(1);
+  for (int64_t frame = 0; frame < 24; ++frame) {
+    const Tensor k = random_rows(static_cast<uint32_t>(100 + frame));
+    for (int64_t t = 0; t < kTokens; ++t)
+      std::copy_n(still.data<float>() + t * kHeads * kDim, kDim,
+                  k.data<float>() + t * kHeads * kDim);
+    for (KvCache* cache : {by_head.get(), shared.get()}) {
+      cache->set_current(ctx_, k, k);
+      cache->commit(ctx_, k, k, {frame, 1});
+      EXPECT_LE(cache->total_entries(), kHeads * need.tempcache.budget_tokens);
+    }
+  }
+  // Sink, 2 exact frames and one of groups in the first head.
+  EXPECT_EQ(by_head->total_entries(), (4 + 6) * kTokens);
+  EXPECT_EQ(shared->total_entries(), 2 * 6 * kTokens);
+  EXPECT_EQ(shared->entries(), 8 * kTokens);
+  EXPECT_EQ(shared->bytes(), bytes);
+  EXPECT_EQ(shared->merge_counts().evicted, by_head->merge_counts().evicted - 2 * kTokens);
+}
+
 TEST_P(TempCacheTest, SavedAndLoadedItContinuesBitForBit) {
   CacheOptions bounded = options();
   bounded.tempcache.budget_tokens = 6 * kTokens;
   bounded.tempcache.time_pairs = kTimePairs;
+  bounded.tempcache.shares = BudgetShares::kNeed;
+  bounded.tempcache.max_error = 3;
   const auto one = make_cache(ctx_, bounded);
   const auto other = make_cache(ctx_, bounded);
   const Tensor keys = random_rows(1);
@@ -474,6 +507,7 @@ TEST_P(TempCacheTest, SavedAndLoadedItContinuesBitForBit) {
     const Tensor v = random_rows(static_cast<uint32_t>(300 + frame));
     cache.observe_queries(ctx_, at_time(random_rows(static_cast<uint32_t>(400 + frame)), frame),
                           {frame, 1});
+    cache.observe_reads(ctx_, at_time(random_rows(static_cast<uint32_t>(500 + frame)), frame));
     cache.commit(ctx_, k, v, {frame, 1});
   };
   for (int64_t frame = 0; frame < 11; ++frame) play(*one, frame);

@@ -16,8 +16,10 @@
 // The members were seen at other ages, which the temporal rotation gives other logits; the bias
 // makes up for that, and is set anew for every chunk because ages differ from chunk to chunk.
 //
-// Over the budget the least recently merged groups go first, of those the smallest. Sink and exact
-// frames never go.
+// Over the budget the least recently merged groups go first, of those the smallest: of each head
+// over its own budget, or of all heads over the sum of theirs. Heads that look at little merge all
+// they see into a few groups at the same error at which others hardly merge, so that the sum goes
+// where it is needed. Sink and exact frames never go.
 #include "kv/tempcache.h"
 
 #include <algorithm>
@@ -30,6 +32,7 @@
 #include <memory>
 #include <numeric>
 #include <ostream>
+#include <tuple>
 #include <vector>
 
 #include "ann/project.h"
@@ -71,6 +74,17 @@ struct Match {
   }
 };
 
+// A group of a head, in the order in which groups are forgotten.
+struct Stale {
+  int64_t newest, count;
+  int32_t head, group;
+
+  bool operator<(const Stale& other) const {
+    return std::tie(newest, count, head, group) <
+           std::tie(other.newest, other.count, other.head, other.group);
+  }
+};
+
 struct Head {
   Head(int64_t head_dim, const TempCacheOptions& options)
       : groups(head_dim, options.key),
@@ -88,6 +102,8 @@ struct Head {
   // Scratch of one frame's work.
   std::vector<Match> matches;
   std::vector<int32_t> candidates, joins, moved;
+  std::vector<int64_t> leaving;  // groups to forget, descending
+  int64_t num_new = 0;           // keys that joined no group
   std::vector<char> taken;
   std::vector<float> biases, scratch;
 };
@@ -114,14 +130,17 @@ class TempCache final : public KvCache {
     for (int64_t head = 0; head < options.num_heads; ++head)
       heads_.emplace_back(options.head_dim, merge_);
     costs_.resize(heads_.size());
-    joined_.resize(heads_.size());
     // Under a budget nothing grows later: sink and exact frames, one frame more before its keys
     // have merged and the chunk in work; all groups, and room for a frame that merges with none.
     const int64_t frames = options.sink_frames + merge_.exact_frames + 2;
     const int64_t groups = merge_.budget_tokens > 0 ? capacity() : 0;
-    const int64_t pages = frames * pages_per_frame_ + pages_for(groups + options.tokens_per_frame);
+    // A head that shares may get nearly all of it, and each leaves its last page half empty.
+    const bool shared = merge_.shares == BudgetShares::kNeed;
+    const int64_t pages =
+        frames * pages_per_frame_ + pages_for(groups + options.tokens_per_frame) + (shared ? 1 : 0);
     store_.reserve(static_cast<size_t>(options.num_heads * pages));
-    for (PageList& list : pages_) list.reserve(static_cast<size_t>(pages));
+    for (PageList& list : pages_)
+      list.reserve(static_cast<size_t>(shared ? options.num_heads * pages : pages));
   }
 
   bool wants_queries() const override { return merge_.rule == MergeRule::kNats; }
@@ -432,16 +451,25 @@ class TempCache final : public KvCache {
     const TimeRotation now = rotation(frame);
     for (size_t i = 0; i < heads_.size(); ++i)
       costs_[i] = static_cast<int32_t>(heads_[i].groups.size() + kTokenCost * tokens);
-    parallel_for_ragged(ctx, costs_, [&](int64_t i) {
-      const auto at = static_cast<size_t>(i);
-      KvPage* groups = pages_[at].data() + first_page;
-      const KvPage* oldest = groups + pages_for(heads_[at].groups.size() + tokens);
-      float* rows = scratch.data<float>() + i * 5 * tokens * options_.head_dim;
-      joined_[at] = join(heads_[at], frame, now, refresh, oldest, groups, rows);
+    const auto each_head = [&](const auto& work) {
+      parallel_for_ragged(ctx, costs_, [&](int64_t i) {
+        const auto at = static_cast<size_t>(i);
+        float* rows = scratch.data<float>() + i * 5 * tokens * options_.head_dim;
+        work(heads_[at], pages_[at].data() + first_page, rows);
+      });
+    };
+    each_head([&](Head& head, KvPage* groups, float* rows) {
+      const KvPage* oldest = groups + pages_for(head.groups.size() + tokens);
+      join(head, frame, now, refresh, oldest, groups, rows);
+    });
+    choose_leaving();
+    each_head([&](Head& head, KvPage* groups, float* rows) {
+      forget(head, groups);
+      add_new(head, frame, groups, rows);
     });
     for (size_t i = 0; i < heads_.size(); ++i) {
-      counts_.merged += joined_[i].merged;
-      counts_.evicted += joined_[i].evicted;
+      counts_.merged += tokens - heads_[i].num_new;
+      counts_.evicted += static_cast<int64_t>(heads_[i].leaving.size());
       PageList& list = pages_[i];
       const int64_t kept = pages_for(heads_[i].groups.size());
       const int64_t before = static_cast<int64_t>(list.size()) -
@@ -456,9 +484,9 @@ class TempCache final : public KvCache {
   }
 
   // One head's part of retire(): keys of the frame in pages `oldest` join the groups, which show in
-  // pages `shown`. rows: scratch [5, tokens, D].
-  MergeCounts join(Head& head, int64_t frame, const TimeRotation& now, bool refresh,
-                   const KvPage* oldest, KvPage* shown, float* rows) const {
+  // pages `shown`. rows: scratch [5, tokens, D], which add_new() reads.
+  void join(Head& head, int64_t frame, const TimeRotation& now, bool refresh, const KvPage* oldest,
+            KvPage* shown, float* rows) const {
     const int64_t dim = options_.head_dim;
     const int64_t tokens = options_.tokens_per_frame;
     float* const plain = rows;  // as they stood in the page
@@ -480,7 +508,7 @@ class TempCache final : public KvCache {
 
     match(head, keys, mapped);
     const std::vector<int32_t>& joins = head.joins;
-    MergeCounts counts;
+    head.num_new = tokens;
     head.moved.clear();
     float* moved = moved_rows;
     for (int64_t t = 0; t < tokens; ++t) {
@@ -505,12 +533,21 @@ class TempCache final : public KvCache {
       write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens, key.data(),
                   head.groups.value(group), bias, oldest[t / kPageTokens].buckets[t % kPageTokens]);
       if (tracing_) head.members[static_cast<size_t>(group)].push_back(number(t));
-      ++counts.merged;
+      --head.num_new;
     }
     head.index->set_all(head.moved.data(), moved_rows, static_cast<int64_t>(head.moved.size()));
-    counts.evicted = make_room(head, tokens - counts.merged, shown);
+  }
+
+  // The frame's keys that joined no group start their own.
+  void add_new(Head& head, int64_t frame, KvPage* shown, const float* rows) const {
+    const int64_t dim = options_.head_dim;
+    const int64_t tokens = options_.tokens_per_frame;
+    const float* const plain = rows;
+    const float* const keys = plain + tokens * dim;
+    const float* const values = keys + tokens * dim;
+    const float* const mapped = values + tokens * dim;
     for (int64_t t = 0; t < tokens; ++t) {
-      if (joins[static_cast<size_t>(t)] >= 0) continue;
+      if (head.joins[static_cast<size_t>(t)] >= 0) continue;
       const int64_t group = head.groups.size();
       head.groups.add(keys + t * dim, values + t * dim, 1, frame);
       if (tracing_) head.members.push_back({number(t)});
@@ -521,7 +558,6 @@ class TempCache final : public KvCache {
                   oldest[t / kPageTokens].buckets[t % kPageTokens]);
     }
     append_to_index(head);
-    return counts;
   }
 
   // Whether the group's key stays within max_error of all its members.
@@ -565,11 +601,39 @@ class TempCache final : public KvCache {
     }
   }
 
-  // Forgets groups until `wanted` more fit; returns how many keys were forgotten.
-  int64_t make_room(Head& head, int64_t wanted, KvPage* shown) const {
-    if (merge_.budget_tokens == 0) return 0;
-    const int64_t over = std::max<int64_t>(0, head.groups.size() + wanted - capacity());
-    for (const int64_t group : head.groups.stalest(over)) {
+  // head.leaving of every head: the groups to forget, so that the frame's other keys fit.
+  void choose_leaving() {
+    for (Head& head : heads_) head.leaving.clear();
+    if (merge_.budget_tokens == 0) return;
+    if (merge_.shares == BudgetShares::kEven) {
+      for (Head& head : heads_) {
+        const int64_t over = head.groups.size() + head.num_new - capacity();
+        if (over > 0) head.leaving = head.groups.stalest(over);
+      }
+      return;
+    }
+    // The order of KeyGroups::stalest over all heads.
+    int64_t over = -capacity() * options_.num_heads;
+    stale_.clear();
+    for (size_t i = 0; i < heads_.size(); ++i) {
+      const KeyGroups& groups = heads_[i].groups;
+      over += groups.size() + heads_[i].num_new;
+      for (int64_t group = 0; group < groups.size(); ++group)
+        stale_.push_back({groups.newest(group), groups.count(group), static_cast<int32_t>(i),
+                          static_cast<int32_t>(group)});
+    }
+    if (over <= 0) return;
+    std::nth_element(stale_.begin(), stale_.begin() + over, stale_.end());
+    for (int64_t i = 0; i < over; ++i) {
+      const Stale& one = stale_[static_cast<size_t>(i)];
+      heads_[static_cast<size_t>(one.head)].leaving.push_back(one.group);
+    }
+    for (Head& head : heads_) std::sort(head.leaving.rbegin(), head.leaving.rend());
+  }
+
+  // Removes head.leaving from everything that knows it.
+  void forget(Head& head, KvPage* shown) const {
+    for (const int64_t group : head.leaving) {
       const int64_t last = head.groups.size() - 1;
       head.groups.remove(group);
       if (tracing_) {
@@ -583,7 +647,6 @@ class TempCache final : public KvCache {
       move_last_token(shown[last / kPageTokens], shown[group / kPageTokens], options_.dtype,
                       options_.head_dim, group % kPageTokens);
     }
-    return over;
   }
 
   // Of token t of the frame that retires now, among all committed keys.
@@ -616,11 +679,11 @@ class TempCache final : public KvCache {
   int64_t pages_per_frame_;
   float most_square_ = 0;  // squared distance below which keys merge
   std::vector<Head> heads_;
-  std::vector<int32_t> costs_;       // of a merge, by head
-  std::vector<MergeCounts> joined_;  // by a merge, by head
-  std::deque<int64_t> exact_;        // frames that are still exact, oldest first
-  int64_t num_sink_ = 0;             // frames held for ever so far
-  int64_t num_retired_ = 0;          // frames that have joined the groups
+  std::vector<int32_t> costs_;  // of a merge, by head
+  std::vector<Stale> stale_;    // scratch: groups of all heads
+  std::deque<int64_t> exact_;   // frames that are still exact, oldest first
+  int64_t num_sink_ = 0;        // frames held for ever so far
+  int64_t num_retired_ = 0;     // frames that have joined the groups
   MergeCounts counts_;
   // Queries that read since the last commit: sums [frames of a chunk, N, D] of so many each.
   std::vector<float> read_sums_;

@@ -23,6 +23,12 @@ enum class GroupBias : uint8_t {
   kAges       // what the members add up to at the ages at which they were seen, for the mean query
 };
 
+// Whose groups a budget counts.
+enum class BudgetShares : uint8_t {
+  kEven,  // every head's for itself
+  kNeed   // those of all heads of a layer together, num_heads times the budget
+};
+
 struct TempCacheOptions {
   int64_t exact_frames = 4;      // the newest frames, which never merge
   double merge_threshold = 0.5;  // merge below so many nats (kPaper: above this cosine)
@@ -30,6 +36,7 @@ struct TempCacheOptions {
   // member and any query as long as those seen so far, temporal rotation apart.
   double max_error = 0;
   int64_t budget_tokens = 0;  // most keys per head, exact ones included; 0: no limit
+  BudgetShares shares = BudgetShares::kEven;
   AnnEngine ann = AnnEngine::kLsh;
   MergeRule rule = MergeRule::kNats;
   GroupKey key = GroupKey::kMean;

@@ -74,6 +74,7 @@ const Names<StepReuse> kStepCaches = {{"none", StepReuse::kNone},
 const Names<SelectBuckets> kBuckets = {{"shared", SelectBuckets::kShared},
                                        {"prompt", SelectBuckets::kPrompt}};
 const Names<MergeRule> kRules = {{"nats", MergeRule::kNats}, {"paper", MergeRule::kPaper}};
+const Names<BudgetShares> kShares = {{"even", BudgetShares::kEven}, {"need", BudgetShares::kNeed}};
 const Names<GroupKey> kKeys = {{"mean", GroupKey::kMean}, {"newest", GroupKey::kNewest}};
 const Names<GroupBias> kBiases = {
     {"none", GroupBias::kNone}, {"logcount", GroupBias::kLogCount}, {"ages", GroupBias::kAges}};
@@ -217,6 +218,11 @@ const std::vector<Row>& rows() {
         "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.max_error = number<double>(v, 0, kMostNats); },
        [](const Method& m) { return shortest(m.memory.tempcache.max_error); }},
+      {{"budget-shares", "even | need",
+        "need: heads of a layer share their budgets, so that each keeps what it needs at one error",
+        kMerging},
+       [](Method& m, Text v) { m.memory.tempcache.shares = choice(v, kShares); },
+       [](const Method& m) { return name_in(m.memory.tempcache.shares, kShares); }},
       {{"merge-key", "mean | newest", "the key that stands for merged ones", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.key = choice(v, kKeys); },
        [](const Method& m) { return name_in(m.memory.tempcache.key, kKeys); }},
