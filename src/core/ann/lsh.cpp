@@ -4,9 +4,9 @@
 #include <array>
 #include <bit>
 #include <cstring>
-#include <limits>
 
 #include "ann/project.h"
+#include "ann/short_list.h"
 #include "base/error.h"
 #include "base/philox.h"
 
@@ -148,10 +148,7 @@ void LshIndex::nearest_all(const float* queries, int64_t count, int64_t most, in
   coder_.codes(queries, count, codes.data());
   static const auto count_signs = choose_count();
   constexpr uint8_t kFar = 127;  // more than there are signs
-  constexpr int64_t kRoom = 64;
-  constexpr auto kNone = std::numeric_limits<uint64_t>::max();
-  std::array<uint64_t, kRoom> best;
-  LONGTAKE_CHECK(most <= kRoom, most);
+  ShortList list(most);
   const int64_t blocks = (size() + kBlock - 1) / kBlock;
   differing_.assign(static_cast<size_t>(blocks * kBlock), kFar);
   least_.resize(static_cast<size_t>(blocks));
@@ -166,24 +163,15 @@ void LshIndex::nearest_all(const float* queries, int64_t count, int64_t most, in
       std::nth_element(sorted_.begin(), sorted_.begin() + most - 1, sorted_.end());
       limit = sorted_[static_cast<size_t>(most - 1)] + uint64_t{1};
     }
-    // A short list of signs and slots in one word, sorted; a new word ripples through it.
-    std::fill_n(best.begin(), most, kNone);
+    list.clear();
     for (int64_t block = 0; block < blocks; ++block) {
       if (least_[static_cast<size_t>(block)] >= limit) continue;
       const uint8_t* own = differing_.data() + block * kBlock;
-      for_below(own, limit, [&](int64_t i) {
-        uint64_t word = uint64_t{own[i]} << 32 | static_cast<uint32_t>(block * kBlock + i);
-        for (int64_t at = 0; at < most; ++at) {
-          uint64_t& held = best[static_cast<size_t>(at)];
-          const uint64_t less = std::min(held, word);
-          word = std::max(held, word);
-          held = less;
-        }
-      });
-      limit = std::min<uint64_t>(limit, best[static_cast<size_t>(most - 1)] >> 32);
+      for_below(own, limit,
+                [&](int64_t i) { list.offer(ShortList::word(own[i], block * kBlock + i)); });
+      if (list.is_full()) limit = std::min<uint64_t>(limit, list.worst_rank());
     }
-    for (int64_t at = 0; at < most && best[static_cast<size_t>(at)] != kNone; ++at)
-      out[at] = static_cast<int32_t>(best[static_cast<size_t>(at)] & 0xffffffffU);
+    list.write(out);
     out += most;
   }
 }

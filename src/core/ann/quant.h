@@ -36,10 +36,12 @@ class QuantIndex final : public AnnIndex {
 
   int64_t dim_;
   QuantOptions options_;
-  std::vector<int8_t> codes_;   // [slots, dim]
-  std::vector<float> scales_;   // [slots]
-  std::vector<float> squares_;  // [slots]: |scale * code|^2
+  std::vector<int8_t> codes_;     // [slots, dim]
+  std::vector<float> scales_;     // [slots]
+  std::vector<float> squares_;    // [slots]: |scale * code|^2
+  std::vector<int32_t> offsets_;  // [slots]: what a shifted query adds to its dot products
   std::vector<int8_t> query_;
+  std::vector<uint8_t> shifted_;
   std::vector<int32_t> dots_;
   std::vector<float> distances_;
 };
