@@ -10,6 +10,7 @@
 #include "ann/index.h"
 #include "ann/lsh.h"
 #include "ann/quant.h"
+#include "ann/short_list.h"
 #include "base/error.h"
 #include "base/philox.h"
 
@@ -148,6 +149,21 @@ TEST(Lsh, CodesAreSeededAndBucketsHoldTheirMembers) {
     if (near) expected.push_back(i);
   }
   EXPECT_EQ(found, expected);
+}
+
+TEST(ShortList, KeepsTheSmallestFloatsThenTheLowestSlots) {
+  const float values[] = {2.5F, -1.0F, 0.0F, -3.0F, 2.5F, 1e30F, -1.0F, 1e-30F};
+  ShortList list(5);
+  int32_t found[5];
+  list.write(found);
+  EXPECT_EQ(found[0], -1);
+  for (int32_t slot = 7; slot >= 0; --slot) {
+    EXPECT_EQ(list.is_full(), slot < 3);
+    list.offer(ShortList::word(ShortList::rank_of(values[slot]), slot));
+  }
+  list.write(found);
+  EXPECT_EQ(std::vector<int32_t>(found, found + 5), (std::vector<int32_t>{3, 1, 6, 2, 7}));
+  EXPECT_EQ(list.worst_slot(), 7);
 }
 
 TEST(Quant, RecallGrowsWithBits) {
