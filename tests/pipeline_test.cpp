@@ -136,6 +136,10 @@ TEST(Method, NamesWhatIsWrong) {
             "exact-frames: expected memory=tempcache beside it, found memory=full");
   EXPECT_EQ(message("tempcache:merge-rule=paper:merge-key=mean"),
             "merge-key: expected merge-rule=nats beside it, found merge-rule=paper");
+  EXPECT_EQ(message("window:max-error=2"),
+            "max-error: expected memory=tempcache beside it, found memory=window");
+  EXPECT_EQ(message("tempcache:merge-rule=paper:max-error=2"),
+            "max-error: expected merge-rule=nats beside it, found merge-rule=paper");
   EXPECT_EQ(message("tempcache:merge-threshold=nan").rfind("merge-threshold: expected", 0), 0U);
 }
 

@@ -269,6 +269,15 @@ bool matters(const MethodOption& option, const Method& method) {
   return false;
 }
 
+// Why the option means nothing: itself, or what it needs and has, but which means nothing either.
+const MethodOption& unmet(const MethodOption& option, const Method& method) {
+  for (const std::string& need : split(option.needs, " | ")) {
+    const auto [key, value] = key_and_value(need);
+    if (method.get(key) == value) return unmet(row(key).option, method);
+  }
+  return option;
+}
+
 struct Preset {
   const char* name;
   bool has_engines;  // NAME-lsh and NAME-quant choose the index
@@ -378,13 +387,14 @@ Method make_method(const std::string& preset, const MethodSettings& settings) {
   for (const auto& [key, value] : settings) {
     const MethodOption& option = row(key).option;
     if (matters(option, method)) continue;
+    const std::string needs = unmet(option, method).needs;
     std::string found;
-    for (const std::string& need : split(option.needs, " | ")) {
+    for (const std::string& need : split(needs, " | ")) {
       const std::string other = key_and_value(need).first;
       const std::string now = str(other, '=', method.get(other));
       if (found.find(now) == std::string::npos) found += str(found.empty() ? "" : ", ", now);
     }
-    usage(str(key, ": expected ", option.needs, " beside it, found ", found));
+    usage(str(key, ": expected ", needs, " beside it, found ", found));
   }
   if (method.budget.amount > 0 && method.window_frames > 0 && method.memory.memory == "window")
     usage(str("memory-budget: expected no window-frames beside it, found ", method.window_frames));
