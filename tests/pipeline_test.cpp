@@ -537,7 +537,7 @@ TEST(Calibration, IsReadBackAndFillsWhatIsOpen) {
 }
 
 // Looks into attention over a merged cache, beside the whole history of the same frames.
-class BoundCheck final : public world::PassObserver {
+class BoundCheck final : public PassObserver {
  public:
   BoundCheck(const Rollout& full, const Rollout& merged, int64_t frame)
       : full_(full), merged_(merged), frame_(frame) {}
@@ -592,7 +592,7 @@ TEST(MovedMassBound, HoldsOnTheEmbeddedModel) {
   Rollout merged(ctx, model, text,
                  parse_method("tempcache:exact-frames=1:merge-bias=ages:merge-threshold=0.3"),
                  kFrames);
-  for (const world::LayerState& layer : merged.layers()) layer.memory.cache->trace_members();
+  for (const LayerState& layer : merged.layers()) layer.memory.cache->trace_members();
   const Tensor z({}, DType::kF32, {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
   const Tensor velocity({}, DType::kF32, z.shape());
   const Tensor pixels({}, DType::kF32, {sizes.frame_height(), sizes.frame_width(), 3});

@@ -46,7 +46,7 @@ void ErrorWatch::on_self_attention(int64_t layer, const AttentionRead& read) {
                                           every(read.mixed, stride / 2, stride, count)};
 }
 
-std::vector<LayerError> ErrorWatch::errors(Context& ctx, std::span<const world::LayerState> layers,
+std::vector<LayerError> ErrorWatch::errors(Context& ctx, std::span<const LayerState> layers,
                                            int64_t frame) const {
   constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
   std::vector<LayerError> out(layers.size(), {kUnknown, kUnknown});

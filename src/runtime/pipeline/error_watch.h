@@ -7,20 +7,20 @@
 #include <vector>
 
 #include "device/context.h"
-#include "models/world/transformer.h"
+#include "nn/dit_layer.h"
 #include "pipeline/stats.h"
 
 namespace longtake {
 
 // Give it to the clean pass of a chunk, then ask for the errors.
-class ErrorWatch final : public world::PassObserver {
+class ErrorWatch final : public PassObserver {
  public:
   explicit ErrorWatch(int64_t num_layers) : samples_(static_cast<size_t>(num_layers)) {}
 
   void on_self_attention(int64_t layer, const AttentionRead& read) override;
 
   // After the commit of the chunk whose first frame is `frame`, one entry a layer.
-  std::vector<LayerError> errors(Context& ctx, std::span<const world::LayerState> layers,
+  std::vector<LayerError> errors(Context& ctx, std::span<const LayerState> layers,
                                  int64_t frame) const;
 
  private:
