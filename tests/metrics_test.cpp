@@ -8,7 +8,7 @@
 #include "base/philox.h"
 #include "core_support.h"
 #include "kv/cache.h"
-#include "kv/tempcache_metric.h"
+#include "kv/time_rotation.h"
 #include "metrics/attention.h"
 #include "metrics/error_bound.h"
 #include "metrics/image.h"
