@@ -458,14 +458,18 @@ class TempCache final : public KvCache {
         work(heads_[at], pages_[at].data() + first_page, rows);
       });
     };
+    const auto oldest_of = [&](const Head& head, const KvPage* groups) {
+      return groups + pages_for(head.groups.size() + tokens);
+    };
     each_head([&](Head& head, KvPage* groups, float* rows) {
-      const KvPage* oldest = groups + pages_for(head.groups.size() + tokens);
+      const KvPage* oldest = oldest_of(head, groups);
       join(head, frame, now, refresh, oldest, groups, rows);
     });
     choose_leaving();
     each_head([&](Head& head, KvPage* groups, float* rows) {
+      const KvPage* oldest = oldest_of(head, groups);
       forget(head, groups);
-      add_new(head, frame, groups, rows);
+      add_new(head, frame, oldest, groups, rows);
     });
     for (size_t i = 0; i < heads_.size(); ++i) {
       counts_.merged += tokens - heads_[i].num_new;
@@ -539,7 +543,8 @@ class TempCache final : public KvCache {
   }
 
   // The frame's keys that joined no group start their own.
-  void add_new(Head& head, int64_t frame, KvPage* shown, const float* rows) const {
+  void add_new(Head& head, int64_t frame, const KvPage* oldest, KvPage* shown,
+               const float* rows) const {
     const int64_t dim = options_.head_dim;
     const int64_t tokens = options_.tokens_per_frame;
     const float* const plain = rows;
