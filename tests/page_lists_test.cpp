@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "gpu_support.h"
 
 namespace longtake::cuda {
 namespace {
@@ -21,12 +22,7 @@ struct Shape {
 
 class PageListsTest : public testing::TestWithParam<int> {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      GTEST_SKIP() << "no NVIDIA GPU on this machine";
-    }
-  }
+  void SetUp() override { skip_without_gpu(); }
 };
 
 // One choice for random keys, some heads shorter than others.

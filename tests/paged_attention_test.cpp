@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "gpu_support.h"
 
 namespace longtake::cuda {
 namespace {
@@ -189,17 +190,7 @@ void expect_near(const std::vector<bf16>& got, const std::vector<float>& want,
 
 class PagedAttentionTest : public testing::TestWithParam<std::tuple<AttentionKernel, int>> {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      GTEST_SKIP() << "no NVIDIA GPU on this machine";
-    }
-    cudaDeviceProp properties;
-    check(cudaGetDeviceProperties(&properties, 0), "GPU");
-    if (kernel() == AttentionKernel::kHopper && properties.major != 9) {
-      GTEST_SKIP() << "not a Hopper GPU: " << properties.name;
-    }
-  }
+  void SetUp() override { skip_without_gpu(kernel() == AttentionKernel::kHopper); }
 
   static AttentionKernel kernel() { return std::get<0>(GetParam()); }
 
@@ -337,15 +328,7 @@ TEST_P(PagedAttentionTest, OtherHeadDimsAreRefused) {
 // average, less by averaging over keys.
 class Fp8AttentionTest : public testing::Test {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      GTEST_SKIP() << "no NVIDIA GPU on this machine";
-    }
-    cudaDeviceProp properties;
-    check(cudaGetDeviceProperties(&properties, 0), "GPU");
-    if (properties.major != 9) GTEST_SKIP() << "not a Hopper GPU: " << properties.name;
-  }
+  void SetUp() override { skip_without_gpu(true); }
 };
 
 TEST_F(Fp8AttentionTest, EqualsPlainLoopsWithinItsRounding) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "nn/convolve.h"
 #include "ops/elementwise.h"
 #include "ops/image.h"
 
@@ -18,13 +19,6 @@ struct StageSizes {
 
 constexpr StageSizes kSizes[TaehvDecoder::kStages] = {
     {256, 128, 1, 3, 7, 8}, {128, 64, 2, 9, 13, 14}, {64, 64, 2, 15, 19, 20}};
-
-View convolve(Context& ctx, View x, const ConvWeight& weight, DType dtype) {
-  const View out = ctx.workspace().take(
-      dtype, {weight.out_height(x.dim(0)), weight.out_width(x.dim(1)), weight.out_channels()});
-  conv2d(ctx, x, weight, out);
-  return out;
-}
 
 // z [C, h, w] -> [h, w, C], softly limited to (-3, 3) as the decoder was trained.
 View limited(Context& ctx, View z, DType dtype) {

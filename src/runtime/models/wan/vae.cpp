@@ -4,6 +4,7 @@
 
 #include "attention/relative.h"
 #include "base/error.h"
+#include "nn/convolve.h"
 #include "ops/elementwise.h"
 #include "ops/image.h"
 #include "ops/norm.h"
@@ -15,20 +16,6 @@ namespace {
 constexpr float kVaeEps = 1e-26F;
 constexpr int64_t kTaps = 3;
 constexpr int64_t kColours = 3;
-
-View convolve(Context& ctx, View x, const ConvWeight& weight, DType dtype) {
-  const View out = ctx.workspace().take(
-      dtype, {weight.out_height(x.dim(0)), weight.out_width(x.dim(1)), weight.out_channels()});
-  conv2d(ctx, x, weight, out);
-  return out;
-}
-
-View converted(Context& ctx, View x, DType dtype) {
-  if (x.dtype() == dtype) return x;
-  const View out = ctx.workspace().take(dtype, x.shape());
-  convert(ctx, x, out);
-  return out;
-}
 
 View norm_silu(Context& ctx, View x, const Tensor& gamma, DType dtype) {
   const View out = ctx.workspace().take(dtype, x.shape());

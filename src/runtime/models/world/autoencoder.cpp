@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "nn/convolve.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
 #include "ops/pixel_shuffle.h"
@@ -12,22 +13,6 @@ namespace {
 
 constexpr int64_t kColours = 3;
 constexpr int64_t kShuffled = 4;  // channels of one pixel after a 2 x 2 block became one
-
-// A convolution into fresh workspace memory of the caller's scope.
-View convolve(Context& ctx, View x, const ConvWeight& weight, DType dtype) {
-  const View out = ctx.workspace().take(
-      dtype, {weight.out_height(x.dim(0)), weight.out_width(x.dim(1)), weight.out_channels()});
-  conv2d(ctx, x, weight, out);
-  return out;
-}
-
-// The same in the next dtype a convolution reads.
-View converted(Context& ctx, View x, DType dtype) {
-  if (x.dtype() == dtype) return x;
-  const View out = ctx.workspace().take(dtype, x.shape());
-  convert(ctx, x, out);
-  return out;
-}
 
 View norm_silu(Context& ctx, View x, const Tensor& weight, DType dtype) {
   const View out = ctx.workspace().take(dtype, x.shape());
