@@ -29,6 +29,17 @@ View row(View matrix, int64_t index) {
   return matrix.rows(index, index + 1).reshape({matrix.dim(-1)});
 }
 
+void set_prompts(Context& ctx, View text, const FeedForward& embedding, DType compute,
+                 std::span<const DitLayer> layers, std::span<LayerState> states) {
+  const Workspace::Scope scope(ctx.workspace());
+  const Shape shape{text.dim(0), embedding.down->out_features()};
+  const View wide = ctx.workspace().take(DType::kF32, shape);
+  const View embedded = ctx.workspace().take(compute, shape);
+  embedding.forward(ctx, text, wide);
+  convert(ctx, wide, embedded);
+  for (size_t n = 0; n < layers.size(); ++n) layers[n].set_prompt(ctx, embedded, states[n].prompt);
+}
+
 View frame_rows(View x, int64_t index, int64_t num_frames) {
   const int64_t tokens = x.dim(0) / num_frames;
   return x.rows(index * tokens, (index + 1) * tokens);

@@ -86,6 +86,11 @@ struct DitLayer {
                 View h) const;
 };
 
+// Sets the prompt of every layer from text [T, text_dim] f32: embedded in f32 by `embedding`, then
+// in `compute` as the layers read it. states: one a layer.
+void set_prompts(Context& ctx, View text, const FeedForward& embedding, DType compute,
+                 std::span<const DitLayer> layers, std::span<LayerState> states);
+
 // The rows of x that belong to frame `index` of `num_frames`.
 View frame_rows(View x, int64_t index, int64_t num_frames);
 

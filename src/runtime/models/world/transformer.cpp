@@ -67,14 +67,7 @@ Transformer::Transformer(const TransformerConfig& config, int64_t text_dim, DTyp
 }
 
 void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers) const {
-  const Workspace::Scope scope(ctx.workspace());
-  const Shape shape{text.dim(0), config_.dim};
-  const View wide = ctx.workspace().take(DType::kF32, shape);
-  const View embedded = ctx.workspace().take(compute_, shape);
-  text_embedding_.forward(ctx, text, wide);
-  convert(ctx, wide, embedded);
-  for (size_t n = 0; n < layers_.size(); ++n)
-    layers_[n].set_prompt(ctx, embedded, layers[n].prompt);
+  set_prompts(ctx, text, text_embedding_, compute_, layers_, layers);
 }
 
 Level Transformer::level(Context& ctx, double t) const {
