@@ -13,33 +13,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTilePages = 64;  // whose mean keys are in shared memory at a time
 
-// One block a page, a thread a pair of channels.
-template <int D>
-__global__ void __launch_bounds__(D / 2)
-    summarise_kernel(const unsigned char* store, const int32_t* pages, __nv_bfloat162* means,
-                     float* weights) {
-  const int number = pages[blockIdx.x], channel = 2 * threadIdx.x;
-  const unsigned char* page = store + static_cast<int64_t>(number) * paged_bytes(D);
-  const auto* slots = reinterpret_cast<const float*>(page + 4 * kPageKeys * D);
-  float2 sum = {};
-  float weight = 0;
-  int used = 0;
-  for (int slot = 0; slot < kPageKeys; ++slot) {
-    const float w = slots[slot];
-    if (w == 0) continue;
-    const auto* at = page + chunk_offset(slot, channel / 8) + channel % 8 * 2;
-    const float2 key = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(at));
-    sum.x += key.x;
-    sum.y += key.y;
-    weight += w;
-    ++used;
-  }
-  const float inverse = 1.0F / static_cast<float>(max(1, used));
-  means[static_cast<int64_t>(number) * (D / 2) + threadIdx.x] =
-      __floats2bfloat162_rn(sum.x * inverse, sum.y * inverse);
-  if (threadIdx.x == 0) weights[number] = weight;
-}
-
 __device__ int pages_of(const HeadPages& heads, int head, int max_pages) {
   return min(max_pages, heads.begin[head + 1] - heads.begin[head]);
 }
@@ -222,23 +195,6 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(ChooseArguments args) 
 }
 
 }  // namespace
-
-PageSummaries::PageSummaries(int64_t store_pages, int head_dim)
-    : head_dim_(head_dim),
-      means_(static_cast<size_t>(store_pages * head_dim)),
-      weights_(static_cast<size_t>(store_pages)) {
-  LONGTAKE_CHECK(head_dim == 64 || head_dim == 128, head_dim);
-}
-
-void PageSummaries::update(const void* store, const int32_t* pages, int count,
-                           cudaStream_t stream) {
-  if (count == 0) return;
-  const auto kernel = head_dim_ == 64 ? summarise_kernel<64> : summarise_kernel<128>;
-  kernel<<<static_cast<unsigned>(count), static_cast<unsigned>(head_dim_ / 2), 0, stream>>>(
-      static_cast<const unsigned char*>(store), pages,
-      reinterpret_cast<__nv_bfloat162*>(means_.data()), weights_.data());
-  check(cudaGetLastError(), "summaries of pages");
-}
 
 PageLister::PageLister(int max_rows, int max_pages_per_head, int head_dim)
     : max_rows_(max_rows),

@@ -16,32 +16,6 @@
 
 namespace longtake::cuda {
 
-// The pages of all heads, in order, on the device: head h has pages[begin[h]] ... pages[begin[h+1]
-// - 1], numbers in the store.
-struct HeadPages {
-  int32_t num_heads = 0;
-  const int32_t* begin = nullptr;  // [num_heads + 1]
-  const int32_t* pages = nullptr;
-};
-
-// What is known of each page of a store of bf16 pages.
-class PageSummaries {
- public:
-  PageSummaries(int64_t store_pages, int head_dim);
-
-  // Looks at `count` pages again: after they were written.
-  void update(const void* store, const int32_t* pages, int count, cudaStream_t stream);
-
-  const void* means() const { return means_.data(); }  // bf16 [store_pages, D]
-
-  const float* weights() const { return weights_.data(); }  // f32 [store_pages]
-
- private:
-  int head_dim_;
-  DeviceArray<uint16_t> means_;
-  DeviceArray<float> weights_;
-};
-
 struct ListOptions {
   double density = 0.25;  // pages listed over pages there, by head, rounded up
   int first_pages = 0;    // at both ends of a head's pages: always listed

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "attention/paged_attention.h"
+#include "kv/device_pages.cuh"
 
 namespace longtake::cuda {
 
@@ -26,11 +27,6 @@ struct PagedArguments {
 void launch_hopper(int head_dim, PageFormat format, int num_blocks, const PagedArguments& args,
                    cudaStream_t stream);
 void launch_portable(int head_dim, int num_blocks, const PagedArguments& args, cudaStream_t stream);
-
-// Bytes from a page's keys to the chunk of 8 channels, `chunk` < D/8, of key `row`; values alike.
-__device__ inline int chunk_offset(int row, int chunk) {
-  return (chunk >> 3) * (kPageKeys * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
-}
 
 __device__ inline float fast_exp2(float x) {
   float y;

@@ -119,6 +119,11 @@ struct dtype_of_type<int32_t> {
   static constexpr DType value = DType::kI32;
 };
 
+template <>
+struct dtype_of_type<int64_t> {
+  static constexpr DType value = DType::kI64;
+};
+
 template <typename T>
 inline constexpr DType dtype_of = dtype_of_type<T>::value;
 

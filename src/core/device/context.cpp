@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "build_config.h"
+#include "device/cuda_device.h"
 
 namespace longtake {
 namespace {
@@ -36,11 +38,22 @@ size_t Workspace::bytes_reserved() const {
 
 Context::Context(Device device, int threads)
     : device_(device), threads_(threads > 0 ? threads : omp_get_num_procs()), workspace_(device) {
-  if (device.kind != DeviceKind::kCpu)
-    throw Error(ErrorKind::kUsage,
-                str("device ", device.to_string(), ": expected cpu, found a build without CUDA"));
+  if (device.kind == DeviceKind::kCuda) {
+    if constexpr (kHasCuda) {
+      cuda_ = cuda::make_runtime(device.index);
+    } else {
+      throw Error(ErrorKind::kUsage,
+                  str("device ", device.to_string(), ": expected cpu, found a build without CUDA"));
+    }
+  }
   omp_set_num_threads(
       threads_);  // oneDNN and our own loops share OpenMP's pool, so they never compete for cores
+}
+
+void Context::synchronize() {
+  if constexpr (kHasCuda) {
+    if (cuda_ != nullptr) cuda::synchronize(*cuda_);
+  }
 }
 
 }  // namespace longtake

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "base/shape.h"
@@ -11,6 +12,10 @@
 #include "tensor/tensor.h"
 
 namespace longtake {
+
+namespace cuda {
+class Runtime;
+}
 
 // Scratch memory as a stack. It grows while the first step runs and stays: a steady step allocates
 // nothing. Take memory inside a Scope; leaving the scope gives it back.
@@ -52,7 +57,7 @@ class Workspace {
 
 class Context {
  public:
-  // threads = 0: as many as the machine has. Throws Error when the device is not there.
+  // threads = 0: as many as the machine has. Throws Error (kUsage) when the device is not there.
   explicit Context(Device device = {}, int threads = 0);
 
   Device device() const { return device_; }
@@ -61,9 +66,16 @@ class Context {
 
   Workspace& workspace() { return workspace_; }
 
+  // What the CUDA twins share (device/cuda_runtime.h); null on the CPU.
+  cuda::Runtime* cuda() const { return cuda_.get(); }
+
+  // Ops on CUDA are only enqueued, in order; this waits until all have run.
+  void synchronize();
+
  private:
   Device device_;
   int threads_;
+  std::shared_ptr<cuda::Runtime> cuda_;
   Workspace workspace_;
 };
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "build_config.h"
 #include "device/dispatch.h"
 #include "device/parallel.h"
 #include "ops/expect.h"
@@ -44,6 +45,13 @@ void pack(const KvPage& page, int64_t slot, const T* k, const T* v, int64_t stri
 }
 
 }  // namespace
+
+int64_t KvView::num_heads() const {
+  if constexpr (kHasCuda) {
+    if (device != nullptr) return cuda::num_heads(*device);
+  }
+  return static_cast<int64_t>(heads.size());
+}
 
 size_t page_bytes(DType dtype, int64_t head_dim) {
   return 2 * half_bytes(dtype, head_dim) + kPageTokens * (sizeof(float) + sizeof(Bucket));

@@ -39,13 +39,19 @@ struct KvPage {
 
 using PageList = std::vector<KvPage>;
 
+namespace cuda {
+struct DevicePages;
+int64_t num_heads(const DevicePages& pages);
+}  // namespace cuda
+
 // What attention reads: for each head its pages, in any order.
 struct KvView {
   DType dtype = DType::kF32;
   int64_t head_dim = 0;
-  std::span<const PageList> heads;
+  std::span<const PageList> heads;            // on the CPU
+  const cuda::DevicePages* device = nullptr;  // on CUDA (kv/device_pages.h)
 
-  int64_t num_heads() const { return static_cast<int64_t>(heads.size()); }
+  int64_t num_heads() const;
 };
 
 // Bytes of keys, values, bias and buckets of one page; a multiple of 64.

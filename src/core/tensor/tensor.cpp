@@ -2,6 +2,9 @@
 
 #include <cstring>
 
+#include "build_config.h"
+#include "device/cuda_device.h"
+
 namespace longtake {
 
 View View::rows(int64_t begin, int64_t end) const {
@@ -14,18 +17,37 @@ View View::rows(int64_t begin, int64_t end) const {
 }
 
 Tensor::Tensor(Device device, DType dtype, const Shape& shape)
-    : buffer_(device, static_cast<size_t>(shape.numel()) * size_of(dtype)),
-      view_(buffer_.data(), dtype, device, shape) {}
+    : Tensor(Buffer(device, static_cast<size_t>(shape.numel()) * size_of(dtype)), dtype, shape) {}
 
 Tensor Tensor::zeros(Device device, DType dtype, const Shape& shape) {
   Tensor out(device, dtype, shape);
-  if (out.bytes() > 0) std::memset(out.view_.raw(), 0, out.bytes());
+  if (out.bytes() == 0) return out;
+  if (device.kind == DeviceKind::kCpu) {
+    std::memset(out.view_.raw(), 0, out.bytes());
+  } else if constexpr (kHasCuda) {
+    cuda::zero_bytes_now(out.view_.raw(), out.bytes());
+  }
   return out;
 }
 
-Tensor Tensor::clone() const {
-  Tensor out(view_.device(), view_.dtype(), view_.shape());
-  if (bytes() > 0) std::memcpy(out.view_.raw(), view_.raw(), bytes());
+Tensor Tensor::staging(Device device, DType dtype, const Shape& shape) {
+  return {Buffer::staging(device, static_cast<size_t>(shape.numel()) * size_of(dtype)), dtype,
+          shape};
+}
+
+Tensor Tensor::to(Device device) const {
+  Tensor out(device, view_.dtype(), view_.shape());
+  if (bytes() == 0) return out;
+  const bool from_host = view_.device().kind == DeviceKind::kCpu;
+  const bool to_host = device.kind == DeviceKind::kCpu;
+  if (from_host && to_host) {
+    std::memcpy(out.view_.raw(), view_.raw(), bytes());
+  } else if constexpr (kHasCuda) {
+    cuda::copy_bytes_now(view_.raw(), out.view_.raw(), bytes(),
+                         from_host ? cuda::Direction::kToDevice
+                         : to_host ? cuda::Direction::kToHost
+                                   : cuda::Direction::kOnDevice);
+  }
   return out;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "base/dtype.h"
 #include "base/error.h"
@@ -65,6 +66,8 @@ class Tensor {
   Tensor(Device device, DType dtype, const Shape& shape);  // uninitialised
 
   static Tensor zeros(Device device, DType dtype, const Shape& shape);
+  // On the CPU, for traffic with `device`; uninitialised.
+  static Tensor staging(Device device, DType dtype, const Shape& shape);
 
   View view() const { return view_; }
 
@@ -89,9 +92,15 @@ class Tensor {
     return view_.data<T>();
   }
 
-  Tensor clone() const;
+  // Copies that are there when the call returns.
+  Tensor clone() const { return to(view_.device()); }
+
+  Tensor to(Device device) const;
 
  private:
+  Tensor(Buffer buffer, DType dtype, const Shape& shape)
+      : buffer_(std::move(buffer)), view_(buffer_.data(), dtype, buffer_.device(), shape) {}
+
   Buffer buffer_;
   View view_;
 };

@@ -1,0 +1,188 @@
+// Packing of pages and their summaries.
+#include "kv/device_pages.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include "kv/device_pages.cuh"
+
+namespace longtake::cuda {
+
+namespace {
+
+// One block a page, one thread a chunk of 8 channels at a time.
+__global__ void __launch_bounds__(256)
+    pack_kernel(const uint4* k, const uint4* v, const float* bias, int num_tokens, int num_heads,
+                int head_dim, const int32_t* pages, unsigned char* store) {
+  const int head = blockIdx.y, chunks = head_dim / 8;
+  const int begin = blockIdx.x * kPageKeys, used = min(kPageKeys, num_tokens - begin);
+  unsigned char* page =
+      store + static_cast<int64_t>(pages[head * gridDim.x + blockIdx.x]) * paged_bytes(head_dim);
+  const int half = kPageKeys * head_dim * 2;
+  const auto weight_of = [&](int slot) {
+    if (slot >= used) return 0.0F;
+    return bias ? expf(bias[static_cast<int64_t>(head) * num_tokens + begin + slot]) : 1.0F;
+  };
+  for (int i = threadIdx.x; i < kPageKeys * chunks; i += blockDim.x) {
+    const int slot = i / chunks, chunk = i % chunks;
+    const int64_t token = begin + min(slot, used - 1);
+    const int64_t at = (token * num_heads + head) * chunks + chunk;
+    *reinterpret_cast<uint4*>(page + chunk_offset(slot, chunk)) = k[at];
+    uint4 value = slot < used ? v[at] : uint4{};
+    if (bias && slot < used) {
+      const float weight = weight_of(slot);
+      auto* pairs = reinterpret_cast<__nv_bfloat162*>(&value);
+      for (int p = 0; p < 4; ++p) {
+        const float2 pair = __bfloat1622float2(pairs[p]);
+        pairs[p] = __floats2bfloat162_rn(pair.x * weight, pair.y * weight);
+      }
+    }
+    *reinterpret_cast<uint4*>(page + half + chunk_offset(slot, chunk)) = value;
+  }
+  if (threadIdx.x < kPageKeys) {
+    reinterpret_cast<float*>(page + 2 * half)[threadIdx.x] = weight_of(threadIdx.x);
+  }
+}
+
+// The largest of a block's 256 values.
+__device__ float block_max(float value) {
+  __shared__ float by_warp[8];
+  for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0U, value, step));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) by_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (float other : by_warp) value = fmaxf(value, other);
+  return value;
+}
+
+// One block a page of 8-bit keys and values, 128 channels.
+__global__ void __launch_bounds__(256)
+    pack_fp8_kernel(const __nv_bfloat16* k, const __nv_bfloat16* v, const float* bias,
+                    int num_tokens, int num_heads, const int32_t* pages, unsigned char* store) {
+  constexpr int kDim = 128, kMatrix = kPageKeys * kDim;
+  constexpr float kLargest = 448;  // of e4m3
+  const int head = blockIdx.y;
+  const int begin = blockIdx.x * kPageKeys, used = min(kPageKeys, num_tokens - begin);
+  unsigned char* page = store + static_cast<int64_t>(pages[head * gridDim.x + blockIdx.x]) *
+                                    paged_bytes(kDim, PageFormat::kFp8);
+  const auto at = [&](int slot) {
+    return (static_cast<int64_t>(begin + slot) * num_heads + head) * kDim;
+  };
+  const auto weight_of = [&](int slot) {
+    if (slot >= used) return 0.0F;
+    return bias ? expf(bias[static_cast<int64_t>(head) * num_tokens + begin + slot]) : 1.0F;
+  };
+  const auto value_of = [&](int slot, int channel) {
+    return slot < used ? __bfloat162float(v[at(slot) + channel]) * weight_of(slot) : 0.0F;
+  };
+  float largest_key = 0, largest_value = 0;
+  for (int i = threadIdx.x; i < used * kDim; i += blockDim.x) {
+    largest_key = fmaxf(largest_key, fabsf(__bfloat162float(k[at(i / kDim) + i % kDim])));
+    largest_value = fmaxf(largest_value, fabsf(value_of(i / kDim, i % kDim)));
+  }
+  largest_key = block_max(largest_key);
+  largest_value = block_max(largest_value);
+  const float key_scale = largest_key > 0 ? largest_key / kLargest : 1;
+  const float exponent = largest_value > 0 ? ceilf(log2f(largest_value / kLargest)) : 0;
+  const float value_factor = exp2f(-exponent);
+  const auto rounded = [](float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); };
+  for (int i = threadIdx.x; i < kMatrix; i += blockDim.x) {
+    const int row = i / 128, column = i % 128;
+    const int offset = row * 128 + ((column / 16 ^ (row & 7)) << 4) + column % 16;
+    const int slot = min(row, used - 1);
+    page[offset] = rounded(__bfloat162float(k[at(slot) + column]) / key_scale);
+    // Row: a channel. Of 32 columns, 4 c + {0..3} and 16 + 4 c + {0..3} are what thread c of four
+    // holds of the terms: keys 2 c + {0, 1} of every 8.
+    const int key = column / 16 * 16 + (column / 2 & 1) * 8 + (column / 4 & 3) * 2 + (column & 1);
+    page[kMatrix + offset] = rounded(value_of(key, row) * value_factor);
+  }
+  auto* floats = reinterpret_cast<float*>(page + 2 * kMatrix);
+  if (threadIdx.x < kPageKeys) floats[threadIdx.x] = weight_of(threadIdx.x) * value_factor;
+  if (threadIdx.x < 4) {
+    floats[kPageKeys + threadIdx.x] = threadIdx.x == 0   ? key_scale
+                                      : threadIdx.x == 1 ? exponent
+                                                         : 0.0F;
+  }
+}
+
+// One block a page, a thread a pair of channels.
+template <int D>
+__global__ void __launch_bounds__(D / 2)
+    summarise_kernel(const unsigned char* store, const int32_t* pages, __nv_bfloat162* means,
+                     float* weights) {
+  const int number = pages[blockIdx.x], channel = 2 * threadIdx.x;
+  const unsigned char* page = store + static_cast<int64_t>(number) * paged_bytes(D);
+  const auto* slots = reinterpret_cast<const float*>(page + 4 * kPageKeys * D);
+  float2 sum = {};
+  float weight = 0;
+  int used = 0;
+  for (int slot = 0; slot < kPageKeys; ++slot) {
+    const float w = slots[slot];
+    if (w == 0) continue;
+    const auto* at = page + chunk_offset(slot, channel / 8) + channel % 8 * 2;
+    const float2 key = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(at));
+    sum.x += key.x;
+    sum.y += key.y;
+    weight += w;
+    ++used;
+  }
+  const float inverse = 1.0F / static_cast<float>(max(1, used));
+  means[static_cast<int64_t>(number) * (D / 2) + threadIdx.x] =
+      __floats2bfloat162_rn(sum.x * inverse, sum.y * inverse);
+  if (threadIdx.x == 0) weights[number] = weight;
+}
+
+}  // namespace
+
+void expect_head_dim(int head_dim, PageFormat format) {
+  if (format == PageFormat::kFp8 && head_dim != 128) {
+    throw Error(str("attention in 8 bits: expected 128 channels a head, found ", head_dim));
+  }
+  if (format != PageFormat::kF32 && head_dim != 64 && head_dim != 128) {
+    throw Error(str("attention on the GPU: expected 64 or 128 channels a head, found ", head_dim));
+  }
+}
+
+int64_t num_heads(const DevicePages& pages) {
+  return pages.heads.num_heads;
+}
+
+void pack_pages(const void* k, const void* v, const float* bias, int64_t num_tokens, int num_heads,
+                int head_dim, PageFormat format, const int32_t* pages, void* store,
+                cudaStream_t stream) {
+  expect_head_dim(head_dim, format);
+  if (num_tokens == 0 || num_heads == 0) return;
+  const dim3 grid(static_cast<unsigned>((num_tokens + kPageKeys - 1) / kPageKeys),
+                  static_cast<unsigned>(num_heads));
+  auto* bytes = static_cast<unsigned char*>(store);
+  const auto tokens = static_cast<int>(num_tokens);
+  if (format == PageFormat::kFp8) {
+    pack_fp8_kernel<<<grid, 256, 0, stream>>>(static_cast<const __nv_bfloat16*>(k),
+                                              static_cast<const __nv_bfloat16*>(v), bias, tokens,
+                                              num_heads, pages, bytes);
+  } else {
+    pack_kernel<<<grid, 256, 0, stream>>>(static_cast<const uint4*>(k),
+                                          static_cast<const uint4*>(v), bias, tokens, num_heads,
+                                          head_dim, pages, bytes);
+  }
+  check(cudaGetLastError(), "packing pages");
+}
+
+PageSummaries::PageSummaries(int64_t store_pages, int head_dim)
+    : head_dim_(head_dim),
+      means_(static_cast<size_t>(store_pages * head_dim)),
+      weights_(static_cast<size_t>(store_pages)) {
+  LONGTAKE_CHECK(head_dim == 64 || head_dim == 128, head_dim);
+}
+
+void PageSummaries::update(const void* store, const int32_t* pages, int count,
+                           cudaStream_t stream) {
+  if (count == 0) return;
+  const auto kernel = head_dim_ == 64 ? summarise_kernel<64> : summarise_kernel<128>;
+  kernel<<<static_cast<unsigned>(count), static_cast<unsigned>(head_dim_ / 2), 0, stream>>>(
+      static_cast<const unsigned char*>(store), pages,
+      reinterpret_cast<__nv_bfloat162*>(means_.data()), weights_.data());
+  check(cudaGetLastError(), "summaries of pages");
+}
+
+}  // namespace longtake::cuda
