@@ -17,7 +17,7 @@ View View::rows(int64_t begin, int64_t end) const {
 }
 
 Tensor::Tensor(Device device, DType dtype, const Shape& shape)
-    : Tensor(Buffer(device, static_cast<size_t>(shape.numel()) * size_of(dtype)), dtype, shape) {}
+    : Tensor(dtype, shape, Buffer(device, static_cast<size_t>(shape.numel()) * size_of(dtype))) {}
 
 Tensor Tensor::zeros(Device device, DType dtype, const Shape& shape) {
   Tensor out(device, dtype, shape);
@@ -31,8 +31,8 @@ Tensor Tensor::zeros(Device device, DType dtype, const Shape& shape) {
 }
 
 Tensor Tensor::staging(Device device, DType dtype, const Shape& shape) {
-  return {Buffer::staging(device, static_cast<size_t>(shape.numel()) * size_of(dtype)), dtype,
-          shape};
+  return {dtype, shape,
+          Buffer::staging(device, static_cast<size_t>(shape.numel()) * size_of(dtype))};
 }
 
 Tensor Tensor::to(Device device) const {

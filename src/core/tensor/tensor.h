@@ -98,7 +98,7 @@ class Tensor {
   Tensor to(Device device) const;
 
  private:
-  Tensor(Buffer buffer, DType dtype, const Shape& shape)
+  Tensor(DType dtype, const Shape& shape, Buffer buffer)
       : buffer_(std::move(buffer)), view_(buffer_.data(), dtype, buffer_.device(), shape) {}
 
   Buffer buffer_;
