@@ -44,6 +44,34 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+// The same in f32.
+__global__ void __launch_bounds__(256)
+    pack_f32_kernel(const float4* k, const float4* v, const float* bias, int num_tokens,
+                    int num_heads, int head_dim, const int32_t* pages, unsigned char* store) {
+  const int head = blockIdx.y, chunks = head_dim / 4;
+  const int begin = blockIdx.x * kPageKeys, used = min(kPageKeys, num_tokens - begin);
+  auto* keys =
+      reinterpret_cast<float4*>(store + static_cast<int64_t>(pages[head * gridDim.x + blockIdx.x]) *
+                                            paged_bytes(head_dim, PageFormat::kF32));
+  float4* values = keys + kPageKeys * chunks;
+  const auto weight_of = [&](int slot) {
+    if (slot >= used) return 0.0F;
+    return bias ? expf(bias[static_cast<int64_t>(head) * num_tokens + begin + slot]) : 1.0F;
+  };
+  for (int i = threadIdx.x; i < kPageKeys * chunks; i += blockDim.x) {
+    const int slot = i / chunks, chunk = i % chunks;
+    const int64_t token = begin + min(slot, used - 1);
+    const int64_t at = (token * num_heads + head) * chunks + chunk;
+    keys[i] = k[at];
+    const float weight = weight_of(slot);
+    const float4 value = weight > 0 ? v[at] : float4{};
+    values[i] = make_float4(value.x * weight, value.y * weight, value.z * weight, value.w * weight);
+  }
+  if (threadIdx.x < kPageKeys) {
+    reinterpret_cast<float*>(values + kPageKeys * chunks)[threadIdx.x] = weight_of(threadIdx.x);
+  }
+}
+
 // The largest of a block's 256 values.
 __device__ float block_max(float value) {
   __shared__ float by_warp[8];
@@ -105,31 +133,54 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+// Two channels of a page's key. In 8 bits they want the page's scale yet.
+template <int D, PageFormat kFormat>
+__device__ float2 key_pair(const unsigned char* page, int slot, int channel) {
+  if constexpr (kFormat == PageFormat::kBf16) {
+    const auto* at = page + chunk_offset(slot, channel / 8) + channel % 8 * 2;
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(at));
+  } else if constexpr (kFormat == PageFormat::kF32) {
+    return *reinterpret_cast<const float2*>(page + (slot * D + channel) * 4);
+  } else {
+    const int at = slot * D + ((channel / 16 ^ (slot & 7)) << 4) + channel % 16;
+    const auto* pair = reinterpret_cast<const __nv_fp8_e4m3*>(page + at);
+    return {static_cast<float>(pair[0]), static_cast<float>(pair[1])};
+  }
+}
+
 // One block a page, a thread a pair of channels.
-template <int D>
+template <int D, PageFormat kFormat>
 __global__ void __launch_bounds__(D / 2)
     summarise_kernel(const unsigned char* store, const int32_t* pages, __nv_bfloat162* means,
-                     float* weights) {
+                     float* weights, int32_t* counts) {
   const int number = pages[blockIdx.x], channel = 2 * threadIdx.x;
-  const unsigned char* page = store + static_cast<int64_t>(number) * paged_bytes(D);
-  const auto* slots = reinterpret_cast<const float*>(page + 4 * kPageKeys * D);
+  const unsigned char* page = store + static_cast<int64_t>(number) * paged_bytes(D, kFormat);
+  constexpr size_t kMatrices =
+      paged_bytes(D, kFormat) - kPageKeys * 4 - (kFormat == PageFormat::kFp8 ? 16 : 0);
+  const auto* slots = reinterpret_cast<const float*>(page + kMatrices);
   float2 sum = {};
   float weight = 0;
   int used = 0;
   for (int slot = 0; slot < kPageKeys; ++slot) {
     const float w = slots[slot];
     if (w == 0) continue;
-    const auto* at = page + chunk_offset(slot, channel / 8) + channel % 8 * 2;
-    const float2 key = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(at));
+    const float2 key = key_pair<D, kFormat>(page, slot, channel);
     sum.x += key.x;
     sum.y += key.y;
     weight += w;
     ++used;
   }
-  const float inverse = 1.0F / static_cast<float>(max(1, used));
+  float factor = 1.0F / static_cast<float>(max(1, used));
+  if constexpr (kFormat == PageFormat::kFp8) {
+    factor *= slots[kPageKeys];
+    weight *= exp2f(slots[kPageKeys + 1]);
+  }
   means[static_cast<int64_t>(number) * (D / 2) + threadIdx.x] =
-      __floats2bfloat162_rn(sum.x * inverse, sum.y * inverse);
-  if (threadIdx.x == 0) weights[number] = weight;
+      __floats2bfloat162_rn(sum.x * factor, sum.y * factor);
+  if (threadIdx.x == 0) {
+    weights[number] = weight;
+    counts[number] = used;
+  }
 }
 
 }  // namespace
@@ -138,7 +189,12 @@ void expect_head_dim(int head_dim, PageFormat format) {
   if (format == PageFormat::kFp8 && head_dim != 128) {
     throw Error(str("attention in 8 bits: expected 128 channels a head, found ", head_dim));
   }
-  if (format != PageFormat::kF32 && head_dim != 64 && head_dim != 128) {
+  if (format == PageFormat::kF32) {
+    if (head_dim % 16 == 0 && head_dim > 0 && head_dim <= 256) return;
+    throw Error(str("attention on the GPU in f32: expected a multiple of 16 up to 256 channels a ",
+                    "head, found ", head_dim));
+  }
+  if (head_dim != 64 && head_dim != 128) {
     throw Error(str("attention on the GPU: expected 64 or 128 channels a head, found ", head_dim));
   }
 }
@@ -156,32 +212,50 @@ void pack_pages(const void* k, const void* v, const float* bias, int64_t num_tok
                   static_cast<unsigned>(num_heads));
   auto* bytes = static_cast<unsigned char*>(store);
   const auto tokens = static_cast<int>(num_tokens);
-  if (format == PageFormat::kFp8) {
-    pack_fp8_kernel<<<grid, 256, 0, stream>>>(static_cast<const __nv_bfloat16*>(k),
-                                              static_cast<const __nv_bfloat16*>(v), bias, tokens,
-                                              num_heads, pages, bytes);
-  } else {
-    pack_kernel<<<grid, 256, 0, stream>>>(static_cast<const uint4*>(k),
-                                          static_cast<const uint4*>(v), bias, tokens, num_heads,
-                                          head_dim, pages, bytes);
+  switch (format) {
+    case PageFormat::kBf16:
+      pack_kernel<<<grid, 256, 0, stream>>>(static_cast<const uint4*>(k),
+                                            static_cast<const uint4*>(v), bias, tokens, num_heads,
+                                            head_dim, pages, bytes);
+      break;
+    case PageFormat::kFp8:
+      pack_fp8_kernel<<<grid, 256, 0, stream>>>(static_cast<const __nv_bfloat16*>(k),
+                                                static_cast<const __nv_bfloat16*>(v), bias, tokens,
+                                                num_heads, pages, bytes);
+      break;
+    case PageFormat::kF32:
+      pack_f32_kernel<<<grid, 256, 0, stream>>>(static_cast<const float4*>(k),
+                                                static_cast<const float4*>(v), bias, tokens,
+                                                num_heads, head_dim, pages, bytes);
+      break;
   }
   check(cudaGetLastError(), "packing pages");
 }
 
-PageSummaries::PageSummaries(int64_t store_pages, int head_dim)
+PageSummaries::PageSummaries(int64_t store_pages, int head_dim, PageFormat format)
     : head_dim_(head_dim),
+      format_(format),
       means_(static_cast<size_t>(store_pages * head_dim)),
-      weights_(static_cast<size_t>(store_pages)) {
-  LONGTAKE_CHECK(head_dim == 64 || head_dim == 128, head_dim);
+      weights_(static_cast<size_t>(store_pages)),
+      counts_(static_cast<size_t>(store_pages)) {
+  if (head_dim != 64 && head_dim != 128) {
+    throw Error(str("AnnSA on the GPU: expected 64 or 128 channels a head, found ", head_dim));
+  }
+  expect_head_dim(head_dim, format);
 }
 
 void PageSummaries::update(const void* store, const int32_t* pages, int count,
                            cudaStream_t stream) {
   if (count == 0) return;
-  const auto kernel = head_dim_ == 64 ? summarise_kernel<64> : summarise_kernel<128>;
+  const auto kernel = format_ == PageFormat::kFp8 ? summarise_kernel<128, PageFormat::kFp8>
+                      : format_ == PageFormat::kF32
+                          ? (head_dim_ == 64 ? summarise_kernel<64, PageFormat::kF32>
+                                             : summarise_kernel<128, PageFormat::kF32>)
+                          : (head_dim_ == 64 ? summarise_kernel<64, PageFormat::kBf16>
+                                             : summarise_kernel<128, PageFormat::kBf16>);
   kernel<<<static_cast<unsigned>(count), static_cast<unsigned>(head_dim_ / 2), 0, stream>>>(
       static_cast<const unsigned char*>(store), pages,
-      reinterpret_cast<__nv_bfloat162*>(means_.data()), weights_.data());
+      reinterpret_cast<__nv_bfloat162*>(means_.data()), weights_.data(), counts_.data());
   check(cudaGetLastError(), "summaries of pages");
 }
 

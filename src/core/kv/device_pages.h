@@ -40,7 +40,7 @@ inline constexpr int kPageKeys = 128;
 
 enum class PageFormat : uint8_t { kBf16, kFp8, kF32 };
 
-// Bytes of one page; head_dim is 64 or 128 in bf16, 128 in 8 bits.
+// Bytes of one page, a multiple of 16.
 constexpr size_t paged_bytes(int head_dim, PageFormat format = PageFormat::kBf16) {
   const auto matrix = static_cast<size_t>(kPageKeys * head_dim);
   const size_t weights = kPageKeys * sizeof(float);
@@ -74,22 +74,27 @@ struct HeadPages {
   const int32_t* pages = nullptr;
 };
 
-// What is known of each page of a store of bf16 pages.
+// What is known of each page of a store: what AnnSA chooses by (attention/page_lists.h).
 class PageSummaries {
  public:
-  PageSummaries(int64_t store_pages, int head_dim);
+  // head_dim 64 or 128.
+  PageSummaries(int64_t store_pages, int head_dim, PageFormat format = PageFormat::kBf16);
 
   // Looks at `count` pages again: after they were written.
   void update(const void* store, const int32_t* pages, int count, cudaStream_t stream);
 
   const void* means() const { return means_.data(); }  // bf16 [store_pages, D]
 
-  const float* weights() const { return weights_.data(); }  // f32 [store_pages]
+  const float* weights() const { return weights_.data(); }  // f32 [store_pages]: summed
+
+  const int32_t* counts() const { return counts_.data(); }  // i32 [store_pages]: used slots
 
  private:
   int head_dim_;
+  PageFormat format_;
   DeviceArray<uint16_t> means_;
   DeviceArray<float> weights_;
+  DeviceArray<int32_t> counts_;
 };
 
 // What attention reads of a cache or a prompt. What it points to lies on the device, belongs to the
