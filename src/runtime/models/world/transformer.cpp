@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/error.h"
+#include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
 #include "ops/patchify.h"
@@ -73,11 +74,13 @@ void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers
 Level Transformer::level(Context& ctx, double t) const {
   const Workspace::Scope scope(ctx.workspace());
   const int64_t dim = config_.dim;
-  const View sinusoid = ctx.workspace().take(DType::kF32, {1, kTimeSinusoid});
+  const Tensor host_sinusoid({}, DType::kF32, {1, kTimeSinusoid});
+  const View sinusoid = ctx.workspace().take(DType::kF32, host_sinusoid.shape());
   const View e = ctx.workspace().take(DType::kF32, {1, dim});
   const View e0 = ctx.workspace().take(DType::kF32, {1, kModulations * dim});
   const View activated = ctx.workspace().take(DType::kF32, {1, dim});
-  time_sinusoid(t, sinusoid);
+  time_sinusoid(t, host_sinusoid);
+  copy(ctx, host_sinusoid, sinusoid);
   time_embedding_.forward(ctx, sinusoid, e);
   silu(ctx, e, activated);
   linear(ctx, activated, *time_projection_, Activation::kNone, e0);
@@ -96,43 +99,76 @@ Level Transformer::level(Context& ctx, double t) const {
 
 Place Transformer::make_place(Context& ctx) const {
   const int64_t tokens = config_.frame_tokens();
+  const Device device = ctx.device();
   const Shape rotation{tokens, config_.head_dim / 2};
-  return {
-      {Tensor(ctx.device(), DType::kF32, rotation), Tensor(ctx.device(), DType::kF32, rotation)},
-      Tensor(ctx.device(), DType::kF32, {tokens, config_.dim})};
+  const Shape pose{tokens, 4 * static_cast<int64_t>(config_.pose_harmonics.size())};
+  return {{Tensor(device, DType::kF32, rotation), Tensor(device, DType::kF32, rotation)},
+          Tensor(device, DType::kF32, pose),
+          Tensor(device, DType::kF32, {tokens, config_.dim}),
+          {Tensor::staging(device, DType::kF32, rotation),
+           Tensor::staging(device, DType::kF32, rotation)},
+          Tensor::staging(device, DType::kF32, pose)};
 }
 
 void Transformer::set_place(Context& ctx, double camera_x, double camera_y, int64_t frame,
                             Place& place) const {
-  const Workspace::Scope scope(ctx.workspace());
   const auto side = static_cast<double>(config_.torus_tokens);
   const double turn = 2 * std::numbers::pi / side;
+  const int64_t columns = config_.columns();
+  const int64_t rows = config_.frame_tokens() / columns;
+  const int64_t pairs = config_.head_dim / 2;
+  const int64_t time_pairs = config_.rope_time_pairs;
+  const auto space_pairs = static_cast<int64_t>(config_.rope_space_harmonics.size());
   const auto num_pose = static_cast<int64_t>(config_.pose_harmonics.size());
-  const View features = ctx.workspace().take(DType::kF32, {config_.frame_tokens(), 4 * num_pose});
-  auto* cos = place.rope.cos.data<float>();
-  auto* sin = place.rope.sin.data<float>();
-  auto* feature = features.data<float>();
-  const auto rotate = [&](double angle) {
-    *cos++ = static_cast<float>(std::cos(angle));
-    *sin++ = static_cast<float>(std::sin(angle));
+  auto* cos = place.host_rope.cos.data<float>();
+  auto* sin = place.host_rope.sin.data<float>();
+  auto* pose = place.host_pose.data<float>();
+  // Rotation and pose of a token are those of its frame, of its row and of its column beside each
+  // other: each is computed once and written for all tokens that share it.
+  const auto rotate = [&](double angle, int64_t pair, const auto& for_tokens) {
+    const auto c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle));
+    for_tokens([&](int64_t token) {
+      cos[token * pairs + pair] = c;
+      sin[token * pairs + pair] = s;
+    });
   };
-  for (int64_t token = 0; token < config_.frame_tokens(); ++token) {
-    const double x = std::fmod(camera_x, side) + static_cast<double>(token % config_.columns());
-    const double y = std::fmod(camera_y, side) + static_cast<double>(token / config_.columns());
-    for (int64_t i = 0; i < config_.rope_time_pairs; ++i)
-      rotate(static_cast<double>(frame) *
-             std::pow(config_.rope_time_theta,
-                      -static_cast<double>(i) / static_cast<double>(config_.rope_time_pairs)));
-    for (const int64_t n : config_.rope_space_harmonics) rotate(turn * static_cast<double>(n) * y);
-    for (const int64_t n : config_.rope_space_harmonics) rotate(turn * static_cast<double>(n) * x);
-    for (const double coordinate : {x, y}) {
-      for (const int64_t n : config_.pose_harmonics)
-        *feature++ = static_cast<float>(std::sin(turn * static_cast<double>(n) * coordinate));
-      for (const int64_t n : config_.pose_harmonics)
-        *feature++ = static_cast<float>(std::cos(turn * static_cast<double>(n) * coordinate));
+  const auto place_along = [&](double coordinate, int64_t first_pair, int64_t first_pose,
+                               const auto& for_tokens) {
+    for (int64_t i = 0; i < space_pairs; ++i)
+      rotate(turn * static_cast<double>(config_.rope_space_harmonics[static_cast<size_t>(i)]) *
+                 coordinate,
+             first_pair + i, for_tokens);
+    for (int64_t i = 0; i < num_pose; ++i) {
+      const double angle =
+          turn * static_cast<double>(config_.pose_harmonics[static_cast<size_t>(i)]) * coordinate;
+      const auto s = static_cast<float>(std::sin(angle)), c = static_cast<float>(std::cos(angle));
+      for_tokens([&](int64_t token) {
+        pose[token * 4 * num_pose + first_pose + i] = s;
+        pose[token * 4 * num_pose + first_pose + num_pose + i] = c;
+      });
     }
+  };
+  for (int64_t i = 0; i < time_pairs; ++i) {
+    const double speed = std::pow(config_.rope_time_theta,
+                                  -static_cast<double>(i) / static_cast<double>(time_pairs));
+    rotate(static_cast<double>(frame) * speed, i, [&](const auto& body) {
+      for (int64_t token = 0; token < rows * columns; ++token) body(token);
+    });
   }
-  linear(ctx, features, *pose_embedding_, Activation::kNone, place.pose_tokens);
+  for (int64_t row = 0; row < rows; ++row)
+    place_along(std::fmod(camera_y, side) + static_cast<double>(row), time_pairs, 2 * num_pose,
+                [&](const auto& body) {
+                  for (int64_t column = 0; column < columns; ++column) body(row * columns + column);
+                });
+  for (int64_t column = 0; column < columns; ++column)
+    place_along(std::fmod(camera_x, side) + static_cast<double>(column), time_pairs + space_pairs,
+                0, [&](const auto& body) {
+                  for (int64_t row = 0; row < rows; ++row) body(row * columns + column);
+                });
+  copy(ctx, place.host_rope.cos, place.rope.cos);
+  copy(ctx, place.host_rope.sin, place.rope.sin);
+  copy(ctx, place.host_pose, place.pose);
+  linear(ctx, place.pose, *pose_embedding_, Activation::kNone, place.pose_tokens);
 }
 
 void Transformer::embed(Context& ctx, View z, const Place& place, View x) const {

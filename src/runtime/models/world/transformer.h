@@ -31,8 +31,11 @@ struct Level {
 
 // Where and when a frame is: rotation of its tokens and what the pose adds to them.
 struct Place {
-  RopeTable rope;      // [S, head_dim / 2]
-  Tensor pose_tokens;  // [S, dim] f32: pose_embedding of the tokens' world coordinates
+  RopeTable rope;       // [S, head_dim / 2]
+  Tensor pose;          // [S, 4 harmonics] f32: sines and cosines of the tokens' coordinates
+  Tensor pose_tokens;   // [S, dim] f32: pose_embedding of that
+  RopeTable host_rope;  // where the host writes them
+  Tensor host_pose;
 };
 
 // Spares a pass its layers: what they added to the stream in an earlier pass is added again.
@@ -71,7 +74,8 @@ class Transformer {
   Level level(Context& ctx, double t) const;
 
   Place make_place(Context& ctx) const;
-  // camera_x, camera_y: top-left corner of the view in tokens; frame: time index.
+  // camera_x, camera_y: top-left corner of the view in tokens; frame: time index. On CUDA the
+  // latest pass must have run.
   void set_place(Context& ctx, double camera_x, double camera_y, int64_t frame, Place& place) const;
 
   // z, velocity [C, h, w] f32: the estimate of (noise - clean) at this level.
