@@ -222,7 +222,10 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
   expect_failure(generate({"--preset", "annsa", "--density", "1.5"}), 2, "--density: expected");
   expect_failure(generate({"--dtype", "fp8"}), 2, "in this version");
   expect_failure(generate({"--decoder", "taehv"}), 2, "in this version");
-  expect_failure(generate({"--device", "cuda"}), 2, "--device: expected cpu in this version");
+  expect_failure(generate({"--device", "tpu"}), 2, "--device: expected cpu, cuda or cuda:N");
+  expect_failure(generate({"--device", "cuda:x"}), 2, "--device: expected cpu, cuda or cuda:N");
+  // A build without CUDA and a machine without that GPU both say what they lack.
+  expect_failure(generate({"--device", "cuda:99"}), 2, ": expected ");
   expect_failure(
       generate({"--memory-budget", "256"}), 2,
       "--memory-budget: expected memory=window | memory=tempcache | memory=flowcache beside it");

@@ -19,7 +19,7 @@ namespace longtake::cli {
 void calibrate(const CalibrateFlags& flags) {
   catch_stop_signals();
   const Device device = choose_device(flags.device);
-  const DType dtype = choose_dtype(flags.dtype);
+  const DType dtype = choose_dtype(flags.dtype, device);
   const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
   const std::string path =
       flags.out.empty() ? (std::filesystem::path(folder) / kCalibrationFile).string() : flags.out;

@@ -52,7 +52,7 @@ CLI::Validator one_of(std::vector<std::string> known, std::vector<std::string> l
 // What every command that plays takes.
 template <typename Flags>
 void add_device(CLI::App& app, Flags& flags) {
-  app.add_option("--device", flags.device, "cpu");
+  app.add_option("--device", flags.device, "cpu | cuda[:N]");
   app.add_option("--threads", flags.threads, "CPU threads (default: all)")
       ->check(integer_in(1, 1024));
   app.add_option("--dtype", flags.dtype, "f32 | bf16 (default: bf16 where the CPU multiplies it)")

@@ -64,7 +64,7 @@ std::vector<Scenario> choose_scenarios(const CompareFlags& flags, const world::C
 int compare(const CompareFlags& flags) {
   catch_stop_signals();
   const Device device = choose_device(flags.device);
-  const DType dtype = choose_dtype(flags.dtype);
+  const DType dtype = choose_dtype(flags.dtype, device);
   const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
   const world::Config config = world::read_config(folder);
   if (flags.out.empty()) usage("--out: expected a folder for the report, found none");

@@ -237,7 +237,7 @@ void play(Session& session, Walk& walk, FrameWriter& writer, const Plan& plan, b
 int generate(const GenerateFlags& flags) {
   catch_stop_signals();
   const Device device = choose_device(flags.device);
-  const DType dtype = choose_dtype(flags.dtype);
+  const DType dtype = choose_dtype(flags.dtype, device);
   const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
   const world::Config config = world::read_config(folder);
   expect_size(flags.size, config.transformer);

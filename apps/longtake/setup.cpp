@@ -3,12 +3,16 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <filesystem>
 #include <fstream>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
 #include "base/error.h"
+#include "build_config.h"
+#include "io/json.h"
 #include "io/mapped_file.h"
 #include "models/world/model.h"
 #include "ops/linear.h"
@@ -41,19 +45,34 @@ std::string find_embedded_model() {
       "--model: expected a model folder (the embedded one is not beside this binary), found none");
 }
 
-DType choose_dtype(const std::string& flag) {
-  if (flag == "f32") return DType::kF32;
-  if (flag == "bf16" && !bf16_products_supported())
+Device choose_device(const std::string& flag) {
+  if (flag == "cpu") return {};
+  constexpr std::string_view kCuda = "cuda";
+  const std::string_view text = flag;
+  Device device{DeviceKind::kCuda, 0};
+  bool valid = text == kCuda;
+  if (!valid && text.starts_with("cuda:")) {
+    const std::string_view index = text.substr(kCuda.size() + 1);
+    const auto [end, error] =
+        std::from_chars(index.data(), index.data() + index.size(), device.index);
+    valid = error == std::errc() && end == index.data() + index.size() && device.index >= 0;
+  }
+  if (!valid)
     throw Error(ErrorKind::kUsage,
-                "--dtype: expected f32 (this CPU has no bf16 products), found bf16");
-  return bf16_products_supported() ? DType::kBF16 : DType::kF32;
+                str("--device: expected cpu, cuda or cuda:N, found \"", printable(flag), '"'));
+  if (!kHasCuda)
+    throw Error(ErrorKind::kUsage,
+                str("--device: expected cpu (this build has no CUDA), found ", flag));
+  return device;
 }
 
-Device choose_device(const std::string& flag) {
-  if (flag != "cpu")
+DType choose_dtype(const std::string& flag, Device device) {
+  const bool has_bf16 = device.kind == DeviceKind::kCuda || bf16_products_supported();
+  if (flag == "f32") return DType::kF32;
+  if (flag == "bf16" && !has_bf16)
     throw Error(ErrorKind::kUsage,
-                str("--device: expected cpu in this version, found \"", flag, '"'));
-  return {};
+                "--dtype: expected f32 (this CPU has no bf16 products), found bf16");
+  return has_bf16 ? DType::kBF16 : DType::kF32;
 }
 
 void expect_writable(const char* flag, const std::string& path) {

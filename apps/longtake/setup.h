@@ -16,9 +16,12 @@ namespace longtake::cli {
 // Throws Error (kUsage) when there is none.
 std::string find_embedded_model();
 
-// "": bf16 where the CPU multiplies it. Throws Error (kUsage).
-DType choose_dtype(const std::string& flag);
+// "cpu", "cuda" or "cuda:N". Throws Error (kUsage) for anything else, and for a GPU in a build
+// without CUDA; whether the GPU is there is seen when a Context is made.
 Device choose_device(const std::string& flag);
+
+// "": bf16 where the device multiplies it. Throws Error (kUsage).
+DType choose_dtype(const std::string& flag, Device device);
 
 // The bytes of a file; throws Error (kInput) when there are more than max_bytes.
 std::string read_small_file(const std::string& path, size_t max_bytes);

@@ -1,9 +1,10 @@
-// The CUDA side of Buffer, Context and Graph, in plain C++: declared everywhere, there in CUDA
-// builds.
+// The CUDA side of Buffer, Context, Graph and StageClock, in plain C++: declared everywhere, there
+// in CUDA builds.
 #pragma once
 
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 namespace longtake::cuda {
 
@@ -28,6 +29,22 @@ void copy_bytes(Runtime& runtime, const void* from, void* to, size_t bytes, Dire
 // At once, without a stream: while models are loaded.
 void copy_bytes_now(const void* from, void* to, size_t bytes, Direction direction);
 void zero_bytes_now(void* data, size_t bytes);
+
+// Points in time on the runtime's stream.
+class Events {
+ public:
+  Events(Runtime& runtime, int count);
+  ~Events();
+  Events(const Events&) = delete;
+  Events& operator=(const Events&) = delete;
+
+  void record(int index);
+  double ms(int begin, int end) const;
+
+ private:
+  Runtime& runtime_;
+  std::vector<void*> events_;  // cudaEvent_t
+};
 
 // What Graph records.
 class Recording {

@@ -104,6 +104,33 @@ void zero_bytes_now(void* data, size_t bytes) {
   check(cudaDeviceSynchronize(), "clearing GPU memory");
 }
 
+Events::Events(Runtime& runtime, int count)
+    : runtime_(runtime), events_(static_cast<size_t>(count), nullptr) {
+  for (void*& event : events_) {
+    cudaEvent_t created = nullptr;
+    check(cudaEventCreate(&created), "CUDA event");
+    event = created;
+  }
+}
+
+Events::~Events() {
+  for (void* event : events_) static_cast<void>(cudaEventDestroy(static_cast<cudaEvent_t>(event)));
+}
+
+void Events::record(int index) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(events_[static_cast<size_t>(index)]),
+                        runtime_.stream()),
+        "CUDA event");
+}
+
+double Events::ms(int begin, int end) const {
+  float out = 0;
+  check(cudaEventElapsedTime(&out, static_cast<cudaEvent_t>(events_[static_cast<size_t>(begin)]),
+                             static_cast<cudaEvent_t>(events_[static_cast<size_t>(end)])),
+        "CUDA event");
+  return out;
+}
+
 Recording::~Recording() {
   if (executable_ != nullptr)
     static_cast<void>(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_)));
