@@ -1,271 +1,21 @@
 #include "kv/cache.h"
 
-#include <algorithm>
-#include <bit>
-#include <cmath>
-#include <istream>
-#include <numeric>
-#include <ostream>
-
 #include "base/error.h"
-#include "device/dispatch.h"
-#include "device/parallel.h"
-#include "ops/expect.h"
+#include "build_config.h"
+#include "kv/device_cache.h"
+#include "kv/host_cache.h"
 
 namespace longtake {
 namespace {
 
-constexpr uint64_t kStateMagic = 0x32564b656b61746cULL;  // "ltakeKV2"
-
-void write_int(std::ostream& out, int64_t value) {
-  out.write(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-int64_t read_int(std::istream& in) {
-  int64_t value = 0;
-  in.read(reinterpret_cast<char*>(&value), sizeof value);
-  if (!in) throw Error(ErrorKind::kInput, "cache state: expected more bytes, found its end");
-  return value;
-}
-
-// Reads a value that must be `expected`.
-void read_same(std::istream& in, const char* what, int64_t expected) {
-  const int64_t found = read_int(in);
-  if (found != expected)
-    throw Error(ErrorKind::kInput,
-                str("cache state: expected ", what, " ", expected, ", found ", found));
-}
-
-int64_t pages_for(int64_t tokens) {
-  return (tokens + kPageTokens - 1) / kPageTokens;
-}
-
-// Infinities and NaN have every bit of the exponent set: only there does one more carry into the
-// sign. Plain 32-bit integers, so that the loop is wide.
-template <typename T>
-bool all_finite(const T* x, int64_t count) {
-  uint32_t seen = 0;
-  for (int64_t i = 0; i < count; ++i)
-    seen |= (std::bit_cast<uint32_t>(static_cast<float>(x[i])) & 0x7f800000U) + 0x00800000U;
-  return seen >> 31 == 0;
-}
-
-// The policy's name as a number, for the header of a saved state.
-int64_t policy_id(const std::string& memory) {
-  int64_t id = 0;
-  for (const char c : memory) id = id * 31 + c;
-  return id;
+std::unique_ptr<KvCache> make_host_cache(Context& ctx, const CacheOptions& options) {
+  if (options.memory == "full") return make_full_cache(ctx, options);
+  if (options.memory == "window") return make_window_cache(ctx, options);
+  if (options.memory == "tempcache") return make_temp_cache(ctx, options);
+  return make_flow_cache(ctx, options);
 }
 
 }  // namespace
-
-KvCache::KvCache(Context& ctx, const CacheOptions& options)
-    : options_(options),
-      store_(ctx.device(), options.dtype, options.head_dim),
-      pages_(static_cast<size_t>(options.num_heads)),
-      spare_(static_cast<size_t>(options.num_heads)) {}
-
-void KvCache::check_tokens(const char* what, View k, View v) const {
-  expect_rank(what, k, 3);
-  expect_shape(what, k, {k.dim(0), options_.num_heads, options_.head_dim});
-  expect_shape(what, v, k.shape());
-  expect_dtype(what, k, options_.dtype);
-  expect_dtype(what, v, options_.dtype);
-}
-
-void KvCache::check_chunk(View k, View v) const {
-  check_tokens("commit", k, v);
-  check_finite("keys", k);
-  check_finite("values", v);
-}
-
-void KvCache::check_finite(const char* what, View x) const {
-  for_float_type(x.dtype(), [&]<typename T>() {
-    const T* data = x.data<T>();
-    if (all_finite(data, x.numel())) return;
-    for (int64_t i = 0; i < x.numel(); ++i) {
-      if (std::isfinite(static_cast<float>(data[i]))) continue;
-      const std::string layer = options_.layer >= 0 ? str("layer ", options_.layer, ", ") : "";
-      throw Error(str(layer, what, " of head ", i / options_.head_dim % options_.num_heads,
-                      ": expected finite numbers, found ", static_cast<float>(data[i])));
-    }
-  });
-}
-
-void KvCache::drop_current() {
-  for (PageList& list : pages_) list.resize(list.size() - static_cast<size_t>(num_current_));
-  num_current_ = 0;
-}
-
-void KvCache::set_buckets(std::span<const Bucket> buckets) {
-  buckets_.assign(buckets.begin(), buckets.end());
-}
-
-void KvCache::set_current(Context& ctx, View k, View v) {
-  check_tokens("set_current", k, v);
-  drop_current();
-  const int64_t tokens = k.dim(0);
-  const int64_t wanted = pages_for(tokens);
-  for (PageList& pages : spare_) {
-    while (static_cast<int64_t>(pages.size()) < wanted) pages.push_back(store_.take());
-  }
-  parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin_head, int64_t end_head) {
-    for (int64_t head = begin_head; head < end_head; ++head) {
-      for (int64_t i = 0; i < wanted; ++i) {
-        KvPage& page = spare_[static_cast<size_t>(head)][static_cast<size_t>(i)];
-        const int64_t begin = i * kPageTokens;
-        const int64_t count = std::min(kPageTokens, tokens - begin);
-        if (count < kPageTokens) clear_page(page, options_.dtype, options_.head_dim);
-        page.num_keys = 0;
-        append_tokens(page, k, v, head, begin, count, buckets_);
-      }
-    }
-  });
-  for (size_t head = 0; head < pages_.size(); ++head) {
-    const auto first = spare_[head].begin();
-    pages_[head].insert(pages_[head].end(), first, first + wanted);
-  }
-  num_current_ = wanted;
-}
-
-void KvCache::append(View k, View v, int64_t begin, int64_t count, bool fill) {
-  LONGTAKE_CHECK(num_current_ == 0);
-  for (size_t head = 0; head < pages_.size(); ++head) {
-    PageList& list = pages_[head];
-    for (int64_t done = 0; done < count;) {
-      const bool open = done > 0 || fill;
-      if (!open || list.empty() || list.back().num_keys == kPageTokens)
-        list.push_back(store_.take());
-      KvPage& page = list.back();
-      const int64_t part = std::min(kPageTokens - page.num_keys, count - done);
-      append_tokens(page, k, v, static_cast<int64_t>(head), begin + done, part, buckets_);
-      done += part;
-    }
-  }
-}
-
-void KvCache::erase(int64_t begin, int64_t end) {
-  for (PageList& list : pages_) {
-    for (auto page = list.begin() + begin; page != list.begin() + end; ++page)
-      store_.give_back(*page);
-    list.erase(list.begin() + begin, list.begin() + end);
-  }
-}
-
-void KvCache::reset() {
-  drop_current();
-  for (PageList& list : pages_) {
-    for (const KvPage& page : list) store_.give_back(page);
-    list.clear();
-  }
-}
-
-void KvCache::set_reading(Context&, const HistoryReading& reading) {
-  if (!reading.is_everything())
-    throw Error(ErrorKind::kUsage, str("memory: expected window, which keeps frames apart, for a ",
-                                       "model that reads some of them, found ", options_.memory));
-}
-
-int64_t KvCache::num_history_pages(int64_t head) const {
-  return static_cast<int64_t>(pages_[static_cast<size_t>(head)].size()) - num_current_;
-}
-
-std::vector<int32_t> KvCache::members(int64_t /*head*/, int64_t num_committed) const {
-  std::vector<int32_t> out(static_cast<size_t>(num_committed));
-  std::iota(out.begin(), out.end(), 0);
-  return out;
-}
-
-int64_t KvCache::entries() const {
-  int64_t most = 0;
-  for (const PageList& list : pages_) {
-    int64_t keys = 0;
-    for (size_t i = 0; i + static_cast<size_t>(num_current_) < list.size(); ++i)
-      keys += list[i].num_keys;
-    most = std::max(most, keys);
-  }
-  return most;
-}
-
-int64_t KvCache::total_entries() const {
-  int64_t keys = 0;
-  for (const PageList& list : pages_) {
-    for (size_t i = 0; i + static_cast<size_t>(num_current_) < list.size(); ++i)
-      keys += list[i].num_keys;
-  }
-  return keys;
-}
-
-size_t KvCache::bytes_used() const {
-  size_t pages = 0;
-  for (const PageList& list : pages_) pages += list.size() - static_cast<size_t>(num_current_);
-  return pages * page_bytes(options_.dtype, options_.head_dim);
-}
-
-void KvCache::save(std::ostream& out) const {
-  write_int(out, static_cast<int64_t>(kStateMagic));
-  write_int(out, policy_id(options_.memory));
-  write_int(out, static_cast<int64_t>(options_.dtype));
-  write_int(out, options_.num_heads);
-  write_int(out, options_.head_dim);
-  write_int(out, options_.tokens_per_frame);
-  const std::vector<int64_t> state = policy_state();
-  write_int(out, static_cast<int64_t>(state.size()));
-  for (const int64_t value : state) write_int(out, value);
-  const auto bytes = static_cast<std::streamsize>(page_bytes(options_.dtype, options_.head_dim));
-  for (int64_t head = 0; head < options_.num_heads; ++head) {
-    write_int(out, num_history_pages(head));
-    for (int64_t i = 0; i < num_history_pages(head); ++i) {
-      const KvPage& page = pages_[static_cast<size_t>(head)][static_cast<size_t>(i)];
-      write_int(out, page.num_keys);
-      write_int(out, page.has_bias ? 1 : 0);
-      out.write(reinterpret_cast<const char*>(page.keys),
-                bytes);  // keys, values, bias and buckets adjoin
-    }
-  }
-  write_policy(out);
-  if (!out) throw Error("cache state: expected to write it, found a failing stream");
-}
-
-void KvCache::load(std::istream& in) {
-  reset();
-  try {
-    read_same(in, "mark", static_cast<int64_t>(kStateMagic));
-    read_same(in, "memory policy", policy_id(options_.memory));
-    read_same(in, "dtype", static_cast<int64_t>(options_.dtype));
-    read_same(in, "num_heads", options_.num_heads);
-    read_same(in, "head_dim", options_.head_dim);
-    read_same(in, "tokens_per_frame", options_.tokens_per_frame);
-    constexpr int64_t kMostState = 1 << 20;
-    const int64_t count = read_int(in);
-    if (count < 0 || count > kMostState)
-      throw Error(ErrorKind::kInput,
-                  str("cache state: expected at most ", kMostState, " values, found ", count));
-    std::vector<int64_t> state;
-    for (int64_t i = 0; i < count; ++i) state.push_back(read_int(in));
-    const auto bytes = static_cast<std::streamsize>(page_bytes(options_.dtype, options_.head_dim));
-    for (PageList& list : pages_) {
-      // A claimed count is believed one page at a time: a short stream ends the loop.
-      for (int64_t left = read_int(in); left > 0; --left) {
-        list.push_back(store_.take());
-        KvPage& page = list.back();
-        const int64_t keys = read_int(in);
-        if (keys < 0 || keys > kPageTokens)
-          throw Error(ErrorKind::kInput,
-                      str("cache state: expected at most 64 keys in a page, found ", keys));
-        page.num_keys = static_cast<int32_t>(keys);
-        page.has_bias = read_int(in) != 0 || keys < kPageTokens;
-        in.read(reinterpret_cast<char*>(page.keys), bytes);
-        if (!in) throw Error(ErrorKind::kInput, "cache state: expected a page, found its end");
-      }
-    }
-    if (!set_policy_state(state) || !read_policy(in))
-      throw Error(ErrorKind::kInput, "cache state: expected this policy's state, found another");
-  } catch (...) {
-    reset();
-    throw;
-  }
-}
 
 std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options) {
   const auto positive = [](const char* what, int64_t value) {
@@ -275,16 +25,20 @@ std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options) {
   positive("num_heads", options.num_heads);
   positive("head_dim", options.head_dim);
   positive("tokens_per_frame", options.tokens_per_frame);
+  positive("chunk_frames", options.chunk_frames);
   if (options.head_dim % 2 != 0)
     throw Error(ErrorKind::kUsage,
                 str("cache head_dim: expected an even number, found ", options.head_dim));
-  if (options.memory == "full") return make_full_cache(ctx, options);
-  if (options.memory == "window") return make_window_cache(ctx, options);
-  if (options.memory == "tempcache") return make_temp_cache(ctx, options);
-  if (options.memory == "flowcache") return make_flow_cache(ctx, options);
-  throw Error(
-      ErrorKind::kUsage,
-      str("memory: expected full, window, tempcache or flowcache, found '", options.memory, "'"));
+  if (options.memory != "full" && options.memory != "window" && options.memory != "tempcache" &&
+      options.memory != "flowcache")
+    throw Error(ErrorKind::kUsage, str("memory: expected full, window, tempcache or flowcache, ",
+                                       "found '", options.memory, "'"));
+  if (ctx.device().kind == DeviceKind::kCpu) return make_host_cache(ctx, options);
+  if constexpr (kHasCuda) {
+    return cuda::make_device_cache(ctx, options);
+  } else {
+    throw Error("cache: expected a build with CUDA, found one without");
+  }
 }
 
 }  // namespace longtake

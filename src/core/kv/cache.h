@@ -1,5 +1,11 @@
-// KvCache: the keys and values that one layer remembers. A policy (one file each: full.cpp,
-// window.cpp, tempcache.cpp, flowcache.cpp) decides what stays of every committed chunk.
+// KvCache: the keys and values that one layer remembers. A policy decides what stays of every
+// committed chunk: on the CPU one file each (full.cpp, window.cpp, tempcache.cpp, flowcache.cpp)
+// over host_cache.h, on CUDA over device_cache.h.
+//
+// On CUDA all of it is only enqueued, and what is enqueued between two calls of prepare_chunk may
+// be recorded and replayed (device/graph.h): frames are counted on the device, and which frame it
+// is says CacheOptions::clock. Numbers that the cache tells (entries() and the like) are those of
+// the last commit once the caller has synchronised.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +41,8 @@ struct HistoryReading {
 
   Sink sink = Sink::kInPlace;
   int64_t window_frames = std::numeric_limits<int64_t>::max();  // most recent ones behind the sink
-  // For kBeforeWindow: the first frame of the chunk in work, which follows the window, and the
-  // temporal rotation of the keys.
+  // For kBeforeWindow: the first frame of the chunk in work, which follows the window (on CUDA the
+  // clock says it), and the temporal rotation of the keys.
   int64_t next_frame = 0;
   int64_t time_pairs = 0;
   double time_theta = 10000;
@@ -57,6 +63,11 @@ struct CacheOptions {
   int64_t head_dim = 0;
   int64_t tokens_per_frame = 0;
   int64_t layer = -1;  // named by errors; -1: unknown
+  // CUDA: i64 [1] on the device, the first latent frame of the chunk in work; and how many frames
+  // are committed together.
+  View clock;
+  int64_t chunk_frames = 1;
+  bool page_summaries = false;  // CUDA: keep what AnnSA chooses pages by
   TempCacheOptions tempcache;
 };
 
@@ -72,18 +83,27 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
+  // Makes room for one chunk more, outside of anything that is recorded. True: what view() shows
+  // lies elsewhere now, and records made before are no longer good.
+  virtual bool prepare_chunk(Context&) { return false; }
+
   // What the tokens of the chunk in work are assigned to, [L]; of the next set_current and commit.
   // Empty, as at first: nothing.
-  void set_buckets(std::span<const Bucket> buckets);
+  virtual void set_buckets(std::span<const Bucket> buckets) = 0;
 
   // Sets the keys and values of the chunk in work: k, v [L, N, D] in the cache's dtype, keys
   // already rotated. Replaced by the next call, forgotten by commit and reset; never part of the
   // history.
-  void set_current(Context& ctx, View k, View v);
+  virtual void set_current(Context& ctx, View k, View v) = 0;
 
   // The clean chunk joins the history; the policy decides what stays. k, v as above. Throws Error
-  // for numbers that are not finite, naming layer and head, and then nothing has changed.
+  // for numbers that are not finite, naming layer and head, and then nothing has changed; on CUDA
+  // expect_finite() throws it.
   virtual void commit(Context& ctx, View k, View v, ChunkPosition position) = 0;
+
+  // Throws Error if a commit met numbers that are not finite, naming layer and head. After the
+  // caller has synchronised.
+  virtual void expect_finite() const {}
 
   // A policy that measures keys by the queries that read them is shown those of every clean chunk,
   // before its commit: q [L, N, D], rotated.
@@ -96,24 +116,24 @@ class KvCache {
   virtual void observe_reads(Context&, View) {}
 
   // Forgets everything; keeps the memory.
-  virtual void reset();
+  virtual void reset() = 0;
 
   // Forgets the history except a sink, in a policy that has one.
   virtual void forget_window() { reset(); }
 
   // Limits what view() shows of the history, until the next call, commit or reset. Throws
   // Error(kUsage) if the policy does not keep frames apart and the reading is not everything.
-  virtual void set_reading(Context& ctx, const HistoryReading& reading);
+  virtual void set_reading(Context& ctx, const HistoryReading& reading) = 0;
 
   // History, as far as it may be read, and the chunk in work; valid until the next call that
   // changes the cache.
-  virtual KvView view() const { return {store_.dtype(), store_.head_dim(), pages_}; }
+  virtual KvView view() const = 0;
 
-  // Pages of a head's list that are history; the chunk in work follows them.
-  int64_t num_history_pages(int64_t head) const;
+  // Pages of a head's list that are history.
+  virtual int64_t num_history_pages(int64_t head) const = 0;
 
-  int64_t entries() const;        // keys in the history, largest head
-  int64_t total_entries() const;  // keys in the history, all heads
+  virtual int64_t entries() const = 0;        // keys in the history, largest head
+  virtual int64_t total_entries() const = 0;  // keys in the history, all heads
 
   virtual MergeCounts merge_counts() const { return {}; }
 
@@ -122,7 +142,7 @@ class KvCache {
   // merges knows it only if trace_members was called while it was empty.
   virtual void trace_members() {}
 
-  virtual std::vector<int32_t> members(int64_t head, int64_t num_committed) const;
+  virtual std::vector<int32_t> members(int64_t head, int64_t num_committed) const = 0;
 
   // Whether attention over the history is within bound_log_mass of that over all keys committed:
   // nothing was forgotten.
@@ -134,58 +154,23 @@ class KvCache {
   virtual void bound_log_mass(int64_t /*head*/, const float* /*q*/, int64_t /*frame*/,
                               double* /*low*/, double* /*high*/) const {}
 
-  size_t bytes() const { return store_.bytes(); }  // reserved
-
-  size_t bytes_used() const;  // pages of the history
+  virtual size_t bytes() const = 0;       // reserved
+  virtual size_t bytes_used() const = 0;  // pages of the history
 
   // How often the store grew. `full` grows as the video does; a steady step of `window` never.
-  size_t num_growths() const { return store_.num_slabs(); }
+  virtual size_t num_growths() const = 0;
 
   // The history as bytes. load replaces the history; it throws Error(kInput) on a state of another
   // shape or policy or a short stream, and then the cache is empty.
-  void save(std::ostream& out) const;
-  void load(std::istream& in);
+  virtual void save(std::ostream& out) const = 0;
+  virtual void load(std::istream& in) = 0;
 
  protected:
-  explicit KvCache(Context& ctx, const CacheOptions& options);
-
-  void check_tokens(const char* what, View k, View v) const;
-  void check_chunk(View k, View v) const;  // of commit: the same, and every number is finite
-  void check_finite(const char* what, View x) const;
-  void drop_current();
-  // Appends tokens [begin, begin + count) behind the history of every head, filling its last page
-  // first if `fill` is set.
-  void append(View k, View v, int64_t begin, int64_t count, bool fill);
-  // Returns history pages [begin, end) of every head to the store.
-  void erase(int64_t begin, int64_t end);
-
-  // What a policy knows besides the pages.
-  virtual std::vector<int64_t> policy_state() const { return {}; }
-
-  virtual bool set_policy_state(const std::vector<int64_t>& state) { return state.empty(); }
-
-  // What is too much for numbers; read after the pages and set_policy_state.
-  virtual void write_policy(std::ostream&) const {}
-
-  virtual bool read_policy(std::istream&) { return true; }
-
-  CacheOptions options_;
-  PageStore store_;
-  std::vector<PageList> pages_;  // per head: history, then the chunk in work
-  int64_t num_current_ = 0;      // pages of the chunk in work, the same for every head
-  std::vector<Bucket> buckets_;  // of the chunk in work
-
- private:
-  std::vector<PageList> spare_;  // per head: pages of the chunk in work, kept from step to step
+  KvCache() = default;
 };
 
-// Throws Error(kUsage) for an unknown policy or impossible sizes.
+// By ctx.device() and options.memory. Throws Error(kUsage) for an unknown policy or impossible
+// sizes.
 std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options);
-
-// Policies; see full.cpp, window.cpp, tempcache.cpp, flowcache.cpp.
-std::unique_ptr<KvCache> make_full_cache(Context& ctx, const CacheOptions& options);
-std::unique_ptr<KvCache> make_window_cache(Context& ctx, const CacheOptions& options);
-std::unique_ptr<KvCache> make_temp_cache(Context& ctx, const CacheOptions& options);
-std::unique_ptr<KvCache> make_flow_cache(Context& ctx, const CacheOptions& options);
 
 }  // namespace longtake

@@ -16,7 +16,7 @@
 #include "base/error.h"
 #include "device/dispatch.h"
 #include "device/parallel.h"
-#include "kv/cache.h"
+#include "kv/host_cache.h"
 
 namespace longtake {
 namespace {
@@ -24,10 +24,10 @@ namespace {
 constexpr double kLambda = 0.07;
 constexpr int64_t kPool = 3;  // neighbours on either side
 
-class FlowCache final : public KvCache {
+class FlowCache final : public HostCache {
  public:
   FlowCache(Context& ctx, const CacheOptions& options)
-      : KvCache(ctx, options), heads_(static_cast<size_t>(options.num_heads)) {
+      : HostCache(ctx, options), heads_(static_cast<size_t>(options.num_heads)) {
     if (options.budget_tokens < options.tokens_per_frame)
       throw Error(ErrorKind::kUsage,
                   str("memory-budget: expected at least ", options.tokens_per_frame,
@@ -79,7 +79,7 @@ class FlowCache final : public KvCache {
   }
 
   void reset() override {
-    KvCache::reset();
+    HostCache::reset();
     num_committed_ = evicted_ = 0;
     for (Head& head : heads_) head.ids.clear();
   }

@@ -1,14 +1,14 @@
 // Policy `full`: every committed token stays. The store doubles when it is full; pages never move.
 #include <algorithm>
 
-#include "kv/cache.h"
+#include "kv/host_cache.h"
 
 namespace longtake {
 namespace {
 
-class FullCache final : public KvCache {
+class FullCache final : public HostCache {
  public:
-  FullCache(Context& ctx, const CacheOptions& options) : KvCache(ctx, options) {
+  FullCache(Context& ctx, const CacheOptions& options) : HostCache(ctx, options) {
     const int64_t tokens = std::max(options.reserve_tokens, options.tokens_per_frame);
     const int64_t current = (options.tokens_per_frame + kPageTokens - 1) / kPageTokens;
     const int64_t pages = (tokens + kPageTokens - 1) / kPageTokens + current;

@@ -39,7 +39,7 @@
 #include "base/error.h"
 #include "device/dispatch.h"
 #include "device/parallel.h"
-#include "kv/cache.h"
+#include "kv/host_cache.h"
 #include "kv/tempcache_ages.h"
 #include "kv/tempcache_groups.h"
 #include "kv/tempcache_metric.h"
@@ -116,10 +116,10 @@ TempCacheOptions resolve(TempCacheOptions options) {
   return options;
 }
 
-class TempCache final : public KvCache {
+class TempCache final : public HostCache {
  public:
   TempCache(Context& ctx, const CacheOptions& options)
-      : KvCache(ctx, options),
+      : HostCache(ctx, options),
         merge_(resolve(options.tempcache)),
         ages_(options.head_dim, merge_.time_pairs, merge_.time_theta),
         pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens) {
@@ -234,7 +234,7 @@ class TempCache final : public KvCache {
   }
 
   void reset() override {
-    KvCache::reset();
+    HostCache::reset();
     for (Head& head : heads_) {
       head.groups.clear();
       head.metric.clear();

@@ -9,16 +9,16 @@
 
 #include "base/error.h"
 #include "device/parallel.h"
-#include "kv/cache.h"
+#include "kv/host_cache.h"
 #include "kv/time_rotation.h"
 
 namespace longtake {
 namespace {
 
-class WindowCache final : public KvCache {
+class WindowCache final : public HostCache {
  public:
   WindowCache(Context& ctx, const CacheOptions& options)
-      : KvCache(ctx, options),
+      : HostCache(ctx, options),
         pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens),
         shown_(static_cast<size_t>(options.num_heads)),
         moved_sink_(static_cast<size_t>(options.num_heads)) {
@@ -51,7 +51,7 @@ class WindowCache final : public KvCache {
   }
 
   void reset() override {
-    KvCache::reset();
+    HostCache::reset();
     reading_ = {};
     moved_by_ = 0;
   }
@@ -72,7 +72,7 @@ class WindowCache final : public KvCache {
   }
 
   KvView view() const override {
-    if (reading_.is_everything()) return KvCache::view();
+    if (reading_.is_everything()) return HostCache::view();
     const bool is_moved = reading_.sink == HistoryReading::Sink::kBeforeWindow && moved_by_ != 0;
     const int64_t sink = num_sink_frames() * pages_per_frame_;
     const int64_t first_read = (num_frames() - num_window_frames_read()) * pages_per_frame_;
