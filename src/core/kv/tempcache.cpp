@@ -6,9 +6,7 @@
 //
 // When a frame leaves the exact ones, its keys lose their temporal rotation (a static thing then
 // leaves the same key for ever; the spatial rotation stays, since where a thing stands is part of
-// what it means). The index names a few candidates for each key, the metric measures them, and
-// pairs below the threshold are taken from the nearest on, each key and each group once: two tokens
-// of one frame are never the same thing. What finds no partner starts a group.
+// what it means) and find their groups (tempcache_head.h). What finds none starts one.
 //
 // The key that attention sees is the group's, rotated to the time of its newest member: there a
 // group of one is exactly its key, and queries meet content at the age at which it was last seen.
@@ -24,15 +22,14 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <deque>
 #include <istream>
-#include <limits>
 #include <memory>
 #include <numeric>
 #include <ostream>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "ann/project.h"
@@ -42,37 +39,19 @@
 #include "kv/host_cache.h"
 #include "kv/tempcache_ages.h"
 #include "kv/tempcache_groups.h"
-#include "kv/tempcache_metric.h"
+#include "kv/tempcache_head.h"
 #include "kv/time_rotation.h"
 #include "ops/expect.h"
 
 namespace longtake {
 namespace {
 
-constexpr int64_t kCandidates = 8;  // of a key, checked exactly: one alone misses many partners
 // Of a frame's queries so many are looked at, spread over the screen: a running mean over many
 // frames needs no more.
 constexpr int64_t kSampledQueries = 32;
 // The mean query of a head is a mean of chunks: of all of them at first, then with this weight.
 constexpr float kReadWeight = 0.125F;
 constexpr int64_t kTokenCost = 10;  // of merging a key, in groups that it is compared with
-constexpr int64_t kMostDim = 256;   // of a head
-
-// A key of the frame and a group that it could join.
-struct Match {
-  uint64_t rank;  // squared distance, then token: floats that are not negative sort as their bits
-  int32_t group;
-
-  Match(float square, int32_t token, int32_t to)
-      : rank(uint64_t{std::bit_cast<uint32_t>(square)} << 32 | static_cast<uint32_t>(token)),
-        group(to) {}
-
-  int32_t token() const { return static_cast<int32_t>(rank & 0xffffffffU); }
-
-  bool operator<(const Match& other) const {
-    return rank != other.rank ? rank < other.rank : group < other.group;
-  }
-};
 
 // A group of a head, in the order in which groups are forgotten.
 struct Stale {
@@ -85,51 +64,20 @@ struct Stale {
   }
 };
 
-struct Head {
-  Head(int64_t head_dim, const TempCacheOptions& options)
-      : groups(head_dim, options.key),
-        metric(head_dim, options.rule),
-        index(make_ann_index(options.ann, head_dim, options.seed)),
-        reader(static_cast<size_t>(head_dim)) {}
-
-  KeyGroups groups;
-  KeyMetric metric;
-  std::unique_ptr<AnnIndex> index;
-  std::vector<float> mapped;  // [groups, D]: keys as the metric sees them
-  std::vector<float> reader;  // [D]: mean query of the passes that read, no temporal rotation
-  // Of every group, which committed keys are its members; kept only while they are traced.
-  std::vector<std::vector<int32_t>> members;
-  // Scratch of one frame's work.
-  std::vector<Match> matches;
-  std::vector<int32_t> candidates, joins, moved;
-  std::vector<int64_t> leaving;  // groups to forget, descending
-  int64_t num_new = 0;           // keys that joined no group
-  std::vector<char> taken;
-  std::vector<float> biases, scratch;
-};
-
-TempCacheOptions resolve(TempCacheOptions options) {
-  if (options.rule != MergeRule::kPaper) return options;
-  options.key = GroupKey::kNewest;
-  options.bias = GroupBias::kLogCount;
-  options.time_pairs = 0;  // keys are compared as they are
-  return options;
-}
-
 class TempCache final : public HostCache {
  public:
   TempCache(Context& ctx, const CacheOptions& options)
       : HostCache(ctx, options),
-        merge_(resolve(options.tempcache)),
+        merge_(resolve_rule(options.tempcache)),
         ages_(options.head_dim, merge_.time_pairs, merge_.time_theta),
         pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens) {
     check_options();
-    const double tau = merge_.merge_threshold;
-    most_square_ = static_cast<float>(merge_.rule == MergeRule::kPaper ? 2 - 2 * tau : tau * tau);
-    if (merge_.max_error > 0) most_square_ = std::numeric_limits<float>::infinity();
     for (int64_t head = 0; head < options.num_heads; ++head)
       heads_.emplace_back(options.head_dim, merge_);
+    leaving_.resize(heads_.size());
+    biases_.resize(heads_.size());
     costs_.resize(heads_.size());
+    readers_.assign(static_cast<size_t>(options.num_heads * options.head_dim), 0.0F);
     // Under a budget nothing grows later: sink and exact frames, one frame more before its keys
     // have merged and the chunk in work; all groups, and room for a frame that merges with none.
     const int64_t frames = options.sink_frames + merge_.exact_frames + 2;
@@ -167,7 +115,7 @@ class TempCache final : public HostCache {
           copy_row(q, t, head, query);
           rotations[static_cast<size_t>(t / options_.tokens_per_frame)].undo(query);
         }
-        heads_[static_cast<size_t>(head)].metric.observe(row, count);
+        heads_[static_cast<size_t>(head)].observe(row, count);
       }
     });
     if (merge_.max_error == 0) return;
@@ -221,13 +169,13 @@ class TempCache final : public HostCache {
 
   void bound_log_mass(int64_t head, const float* q, int64_t frame, double* low,
                       double* high) const override {
-    const Head& own = heads_[static_cast<size_t>(head)];
+    const KeyGroups& groups = heads_[static_cast<size_t>(head)].groups();
     std::vector<float> query(q, q + options_.head_dim);
     rotation(frame).undo(query.data());
     const int64_t first = num_sink_ * options_.tokens_per_frame;
-    for (int64_t group = 0; group < own.groups.size(); ++group) {
-      if (own.groups.count(group) == 1) continue;  // shows its very key
-      const auto range = ages_.log_mass(own.groups, group, query.data(), frame);
+    for (int64_t group = 0; group < groups.size(); ++group) {
+      if (groups.count(group) == 1) continue;  // shows its very key
+      const auto range = ages_.log_mass(groups, group, query.data(), frame);
       low[first + group] = range.low;
       high[first + group] = range.high;
     }
@@ -235,14 +183,8 @@ class TempCache final : public HostCache {
 
   void reset() override {
     HostCache::reset();
-    for (Head& head : heads_) {
-      head.groups.clear();
-      head.metric.clear();
-      head.index->clear();
-      head.mapped.clear();
-      head.members.clear();
-      std::fill(head.reader.begin(), head.reader.end(), 0.0F);
-    }
+    for (HeadGroups& head : heads_) head.clear();
+    std::fill(readers_.begin(), readers_.end(), 0.0F);
     read_sums_.clear();
     num_read_ = num_reads_ = 0;
     longest_query_ = 0;
@@ -256,21 +198,22 @@ class TempCache final : public HostCache {
   void trace_members() override {
     LONGTAKE_CHECK(num_sink_ + num_retired_ + static_cast<int64_t>(exact_.size()) == 0);
     tracing_ = true;
+    for (HeadGroups& head : heads_) head.trace();
   }
 
   std::vector<int32_t> members(int64_t head, int64_t num_committed) const override {
     LONGTAKE_CHECK(tracing_);
     const int64_t tokens = options_.tokens_per_frame;
     std::vector<int32_t> out(static_cast<size_t>(num_committed), -1);
-    const Head& own = heads_[static_cast<size_t>(head)];
+    const HeadGroups& own = heads_[static_cast<size_t>(head)];
     const int64_t sink = num_sink_ * tokens;
     std::iota(out.begin(), out.begin() + sink, 0);
-    for (size_t group = 0; group < own.members.size(); ++group) {
-      for (const int32_t key : own.members[group])
+    for (size_t group = 0; group < own.members().size(); ++group) {
+      for (const int32_t key : own.members()[group])
         out[static_cast<size_t>(key)] = static_cast<int32_t>(sink) + static_cast<int32_t>(group);
     }
     const auto exact = static_cast<int64_t>(exact_.size()) * tokens;
-    std::iota(out.end() - exact, out.end(), static_cast<int32_t>(sink + own.groups.size()));
+    std::iota(out.end() - exact, out.end(), static_cast<int32_t>(sink + own.size()));
     return out;
   }
 
@@ -303,11 +246,10 @@ class TempCache final : public HostCache {
   }
 
   void write_policy(std::ostream& out) const override {
-    for (const Head& head : heads_) {
-      head.groups.write(out);
-      head.metric.write(out);
-      out.write(reinterpret_cast<const char*>(head.reader.data()),
-                static_cast<std::streamsize>(head.reader.size() * sizeof(float)));
+    for (int64_t i = 0; i < options_.num_heads; ++i) {
+      heads_[static_cast<size_t>(i)].write(out);
+      out.write(reinterpret_cast<const char*>(readers_.data() + i * options_.head_dim),
+                row_bytes());
     }
     out.write(reinterpret_cast<const char*>(&longest_query_), sizeof longest_query_);
   }
@@ -315,19 +257,20 @@ class TempCache final : public HostCache {
   bool read_policy(std::istream& in) override {
     const int64_t others = (num_sink_ + static_cast<int64_t>(exact_.size())) * pages_per_frame_;
     for (int64_t i = 0; i < options_.num_heads; ++i) {
-      Head& head = heads_[static_cast<size_t>(i)];
-      const int64_t most = num_history_pages(i) * kPageTokens;
-      if (!head.groups.read(in, most) || !head.metric.read(in)) return false;
-      if (num_history_pages(i) != others + pages_for(head.groups.size())) return false;
-      in.read(reinterpret_cast<char*>(head.reader.data()),
-              static_cast<std::streamsize>(head.reader.size() * sizeof(float)));
-      remap(head);
+      HeadGroups& head = heads_[static_cast<size_t>(i)];
+      if (!head.read(in, num_history_pages(i) * kPageTokens)) return false;
+      if (num_history_pages(i) != others + pages_for(head.size())) return false;
+      in.read(reinterpret_cast<char*>(readers_.data() + i * options_.head_dim), row_bytes());
     }
     in.read(reinterpret_cast<char*>(&longest_query_), sizeof longest_query_);
     return static_cast<bool>(in);
   }
 
  private:
+  std::streamsize row_bytes() const {
+    return options_.head_dim * static_cast<std::streamsize>(sizeof(float));
+  }
+
   static int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
   void check_options() const {
@@ -396,7 +339,7 @@ class TempCache final : public HostCache {
     if (num_read_ == 0 || frames != position.num_frames) return;
     ++num_reads_;
     const float weight = std::max(kReadWeight, 1.0F / static_cast<float>(num_reads_));
-    std::array<float, kMostDim> mean;
+    std::array<float, kMostHeadDim> mean;
     for (int64_t frame = 0; frame < frames; ++frame) {
       const TimeRotation turned = rotation(position.first_frame + frame);
       for (int64_t head = 0; head < options_.num_heads; ++head) {
@@ -404,7 +347,7 @@ class TempCache final : public HostCache {
         std::transform(sum, sum + dim, mean.begin(),
                        [this](float x) { return x / static_cast<float>(num_read_); });
         turned.undo(mean.data());
-        float* reader = heads_[static_cast<size_t>(head)].reader.data();
+        float* reader = readers_.data() + head * dim;
         const float share = weight / static_cast<float>(frames);
         if (frame == 0)
           std::transform(reader, reader + dim, reader, [&](float x) { return x * (1 - weight); });
@@ -418,16 +361,16 @@ class TempCache final : public HostCache {
   // Every group's bias, for queries that ask at frame `now`.
   void set_biases(Context& ctx, int64_t now) {
     ages_.reach(now);
-    for (size_t i = 0; i < heads_.size(); ++i)
-      costs_[i] = static_cast<int32_t>(heads_[i].groups.size());
+    for (size_t i = 0; i < heads_.size(); ++i) costs_[i] = static_cast<int32_t>(heads_[i].size());
     parallel_for_ragged(ctx, costs_, [&](int64_t i) {
-      Head& head = heads_[static_cast<size_t>(i)];
-      const int64_t count = head.groups.size();
-      head.biases.resize(static_cast<size_t>(count));
-      ages_.biases(head.groups, head.reader.data(), now, head.biases.data(), head.scratch);
-      KvPage* page = pages_[static_cast<size_t>(i)].data() + num_sink_ * pages_per_frame_;
-      for (int64_t begin = 0; begin < count; begin += kPageTokens, ++page)
-        longtake::set_biases(*page, head.biases.data() + begin);
+      const auto at = static_cast<size_t>(i);
+      const KeyGroups& groups = heads_[at].groups();
+      auto& [biases, scratch] = biases_[at];
+      biases.resize(static_cast<size_t>(groups.size()));
+      ages_.biases(groups, readers_.data() + i * options_.head_dim, now, biases.data(), scratch);
+      KvPage* page = pages_[at].data() + num_sink_ * pages_per_frame_;
+      for (int64_t begin = 0; begin < groups.size(); begin += kPageTokens, ++page)
+        longtake::set_biases(*page, biases.data() + begin);
     });
   }
 
@@ -441,8 +384,8 @@ class TempCache final : public HostCache {
     const int64_t first_page = num_sink_ * pages_per_frame_;
     // Room for the case that nothing merges; pages are taken here since the store has one owner.
     for (size_t i = 0; i < heads_.size(); ++i) {
-      const int64_t now = pages_for(heads_[i].groups.size());
-      for (int64_t n = now; n < pages_for(heads_[i].groups.size() + tokens); ++n)
+      const int64_t now = pages_for(heads_[i].size());
+      for (int64_t n = now; n < pages_for(heads_[i].size() + tokens); ++n)
         pages_[i].insert(pages_[i].begin() + first_page + n, store_.take());
     }
     const Workspace::Scope scope(ctx.workspace());
@@ -450,32 +393,28 @@ class TempCache final : public HostCache {
         ctx.workspace().take(DType::kF32, {options_.num_heads, 5, tokens, options_.head_dim});
     const TimeRotation now = rotation(frame);
     for (size_t i = 0; i < heads_.size(); ++i)
-      costs_[i] = static_cast<int32_t>(heads_[i].groups.size() + kTokenCost * tokens);
+      costs_[i] = static_cast<int32_t>(heads_[i].size() + kTokenCost * tokens);
     const auto each_head = [&](const auto& work) {
       parallel_for_ragged(ctx, costs_, [&](int64_t i) {
         const auto at = static_cast<size_t>(i);
-        float* rows = scratch.data<float>() + i * 5 * tokens * options_.head_dim;
-        work(heads_[at], pages_[at].data() + first_page, rows);
+        KvPage* groups = pages_[at].data() + first_page;
+        const KvPage* oldest = groups + pages_for(heads_[at].size() + tokens);
+        work(at, oldest, groups, scratch.data<float>() + i * 5 * tokens * options_.head_dim);
       });
     };
-    const auto oldest_of = [&](const Head& head, const KvPage* groups) {
-      return groups + pages_for(head.groups.size() + tokens);
-    };
-    each_head([&](Head& head, KvPage* groups, float* rows) {
-      const KvPage* oldest = oldest_of(head, groups);
-      join(head, frame, now, refresh, oldest, groups, rows);
+    each_head([&](size_t i, const KvPage* oldest, KvPage* groups, float* rows) {
+      join(heads_[i], frame, now, refresh, oldest, groups, rows);
     });
     choose_leaving();
-    each_head([&](Head& head, KvPage* groups, float* rows) {
-      const KvPage* oldest = oldest_of(head, groups);
-      forget(head, groups);
-      add_new(head, frame, oldest, groups, rows);
+    each_head([&](size_t i, const KvPage* oldest, KvPage* groups, float* rows) {
+      for (const int64_t group : leaving_[i]) forget(heads_[i], group, groups);
+      add_new(heads_[i], frame, oldest, groups, rows);
     });
     for (size_t i = 0; i < heads_.size(); ++i) {
-      counts_.merged += tokens - heads_[i].num_new;
-      counts_.evicted += static_cast<int64_t>(heads_[i].leaving.size());
+      counts_.merged += tokens - heads_[i].num_new();
+      counts_.evicted += static_cast<int64_t>(leaving_[i].size());
       PageList& list = pages_[i];
-      const int64_t kept = pages_for(heads_[i].groups.size());
+      const int64_t kept = pages_for(heads_[i].size());
       const int64_t before = static_cast<int64_t>(list.size()) -
                              static_cast<int64_t>(exact_.size()) * pages_per_frame_;
       const auto first = list.begin() + first_page + kept;
@@ -489,61 +428,41 @@ class TempCache final : public HostCache {
 
   // One head's part of retire(): keys of the frame in pages `oldest` join the groups, which show in
   // pages `shown`. rows: scratch [5, tokens, D], which add_new() reads.
-  void join(Head& head, int64_t frame, const TimeRotation& now, bool refresh, const KvPage* oldest,
-            KvPage* shown, float* rows) const {
+  void join(HeadGroups& head, int64_t frame, const TimeRotation& now, bool refresh,
+            const KvPage* oldest, KvPage* shown, float* rows) const {
     const int64_t dim = options_.head_dim;
     const int64_t tokens = options_.tokens_per_frame;
     float* const plain = rows;  // as they stood in the page
     float* const keys = plain + tokens * dim;
     float* const values = keys + tokens * dim;
     float* const mapped = values + tokens * dim;
-    float* const moved_rows = mapped + tokens * dim;  // of groups that a key joined
+    float* const scratch = mapped + tokens * dim;
     for (int64_t t = 0; t < tokens; ++t) {
       read_token(oldest[t / kPageTokens], options_.dtype, dim, t % kPageTokens, plain + t * dim,
                  values + t * dim);
       std::copy_n(plain + t * dim, dim, keys + t * dim);
       now.undo(keys + t * dim);
     }
-    if (refresh) {
-      head.metric.refresh(keys, tokens);
-      remap(head);
-    }
-    head.metric.map_all(keys, tokens, mapped);
-
-    match(head, keys, mapped);
-    const std::vector<int32_t>& joins = head.joins;
-    head.num_new = tokens;
-    head.moved.clear();
-    float* moved = moved_rows;
+    if (refresh) head.refresh_metric(keys, tokens);
+    head.join(keys, values, tokens, frame, longest_query_, first_key(), mapped, scratch);
+    const KeyGroups& groups = head.groups();
     for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t group = joins[static_cast<size_t>(t)];
+      const int64_t group = head.joins()[static_cast<size_t>(t)];
       if (group < 0) continue;
-      head.groups.merge(group, keys + t * dim, values + t * dim, 1, frame);
-      // The map is affine: what the key becomes, its image becomes.
-      const float share = merge_.key == GroupKey::kMean
-                              ? 1.0F / static_cast<float>(head.groups.count(group))
-                              : 1.0F;
-      float* own = head.mapped.data() + group * dim;
-      for (int64_t d = 0; d < dim; ++d) own[d] += share * (mapped[t * dim + d] - own[d]);
-      head.moved.push_back(static_cast<int32_t>(group));
-      moved = std::copy_n(own, dim, moved);
-      std::array<float, kMostDim> key;
-      std::copy_n(head.groups.key(group), dim, key.begin());
+      std::array<float, kMostHeadDim> key;
+      std::copy_n(groups.key(group), dim, key.begin());
       now.apply(key.data());  // to the time of its newest member
       // The ages' bias follows when the whole chunk is in, if a mean query is known.
       const float bias = merge_.bias != GroupBias::kNone
-                             ? std::log(static_cast<float>(head.groups.count(group)))
+                             ? std::log(static_cast<float>(groups.count(group)))
                              : 0.0F;
       write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens, key.data(),
-                  head.groups.value(group), bias, oldest[t / kPageTokens].buckets[t % kPageTokens]);
-      if (tracing_) head.members[static_cast<size_t>(group)].push_back(number(t));
-      --head.num_new;
+                  groups.value(group), bias, oldest[t / kPageTokens].buckets[t % kPageTokens]);
     }
-    head.index->set_all(head.moved.data(), moved_rows, static_cast<int64_t>(head.moved.size()));
   }
 
   // The frame's keys that joined no group start their own.
-  void add_new(Head& head, int64_t frame, const KvPage* oldest, KvPage* shown,
+  void add_new(HeadGroups& head, int64_t frame, const KvPage* oldest, KvPage* shown,
                const float* rows) const {
     const int64_t dim = options_.head_dim;
     const int64_t tokens = options_.tokens_per_frame;
@@ -551,69 +470,33 @@ class TempCache final : public HostCache {
     const float* const keys = plain + tokens * dim;
     const float* const values = keys + tokens * dim;
     const float* const mapped = values + tokens * dim;
+    int64_t group = head.size();
+    head.add_new(keys, values, mapped, frame, first_key());
     for (int64_t t = 0; t < tokens; ++t) {
-      if (head.joins[static_cast<size_t>(t)] >= 0) continue;
-      const int64_t group = head.groups.size();
-      head.groups.add(keys + t * dim, values + t * dim, 1, frame);
-      if (tracing_) head.members.push_back({number(t)});
-      head.mapped.insert(head.mapped.end(), mapped + t * dim, mapped + (t + 1) * dim);
+      if (head.joins()[static_cast<size_t>(t)] >= 0) continue;
       // A group of one shows the very bits of its key.
       write_token(shown[group / kPageTokens], options_.dtype, dim, group % kPageTokens,
                   plain + t * dim, values + t * dim, 0,
                   oldest[t / kPageTokens].buckets[t % kPageTokens]);
-    }
-    append_to_index(head);
-  }
-
-  // Whether the group's key stays within max_error of all its members.
-  bool may_join(const Head& head, const float* key, int64_t group) const {
-    if (merge_.max_error == 0) return true;
-    const int64_t dim = options_.head_dim;
-    const float distance = std::sqrt(square_distance(key, head.groups.key(group), dim));
-    const double radius = head.groups.radius_with(group, distance);
-    return double{longest_query_} * radius <=
-           merge_.max_error * std::sqrt(static_cast<double>(dim));
-  }
-
-  // head.joins: for each key of the frame the group that it joins, or -1: one to one, nearest pairs
-  // first.
-  void match(Head& head, const float* keys, const float* mapped) const {
-    const int64_t dim = options_.head_dim;
-    head.matches.clear();
-    const int64_t tokens = most_square_ > 0 ? options_.tokens_per_frame : 0;
-    head.candidates.resize(static_cast<size_t>(tokens * kCandidates));
-    head.index->nearest_all(mapped, tokens, kCandidates, head.candidates.data());
-    std::array<float, kCandidates> squares{};
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int32_t* groups = head.candidates.data() + t * kCandidates;
-      const int64_t found = std::find(groups, groups + kCandidates, -1) - groups;
-      square_distances_at(head.mapped.data(), groups, found, dim, mapped + t * dim, squares.data());
-      for (int64_t i = 0; i < found; ++i) {
-        const float square = squares[static_cast<size_t>(i)];
-        if (square < most_square_ && may_join(head, keys + t * dim, groups[i]))
-          head.matches.emplace_back(square, static_cast<int32_t>(t), groups[i]);
-      }
-    }
-    std::sort(head.matches.begin(), head.matches.end());
-    head.joins.assign(static_cast<size_t>(options_.tokens_per_frame), -1);
-    head.taken.assign(static_cast<size_t>(head.groups.size()), 0);
-    for (const Match& m : head.matches) {
-      char& taken = head.taken[static_cast<size_t>(m.group)];
-      int32_t& join = head.joins[static_cast<size_t>(m.token())];
-      if (join >= 0 || taken != 0) continue;
-      join = m.group;
-      taken = 1;
+      ++group;
     }
   }
 
-  // head.leaving of every head: the groups to forget, so that the frame's other keys fit.
+  void forget(HeadGroups& head, int64_t group, KvPage* shown) const {
+    const int64_t last = head.size() - 1;
+    head.remove(group);
+    move_last_token(shown[last / kPageTokens], shown[group / kPageTokens], options_.dtype,
+                    options_.head_dim, group % kPageTokens);
+  }
+
+  // leaving_: the groups of every head to forget, so that the frame's other keys fit.
   void choose_leaving() {
-    for (Head& head : heads_) head.leaving.clear();
+    for (auto& leaving : leaving_) leaving.clear();
     if (merge_.budget_tokens == 0) return;
     if (merge_.shares == BudgetShares::kEven) {
-      for (Head& head : heads_) {
-        const int64_t over = head.groups.size() + head.num_new - capacity();
-        if (over > 0) head.leaving = head.groups.stalest(over);
+      for (size_t i = 0; i < heads_.size(); ++i) {
+        const int64_t over = heads_[i].size() + heads_[i].num_new() - capacity();
+        if (over > 0) leaving_[i] = heads_[i].groups().stalest(over);
       }
       return;
     }
@@ -621,8 +504,8 @@ class TempCache final : public HostCache {
     int64_t over = -capacity() * options_.num_heads;
     stale_.clear();
     for (size_t i = 0; i < heads_.size(); ++i) {
-      const KeyGroups& groups = heads_[i].groups;
-      over += groups.size() + heads_[i].num_new;
+      const KeyGroups& groups = heads_[i].groups();
+      over += groups.size() + heads_[i].num_new();
       for (int64_t group = 0; group < groups.size(); ++group)
         stale_.push_back({groups.newest(group), groups.count(group), static_cast<int32_t>(i),
                           static_cast<int32_t>(group)});
@@ -631,65 +514,29 @@ class TempCache final : public HostCache {
     std::nth_element(stale_.begin(), stale_.begin() + over, stale_.end());
     for (int64_t i = 0; i < over; ++i) {
       const Stale& one = stale_[static_cast<size_t>(i)];
-      heads_[static_cast<size_t>(one.head)].leaving.push_back(one.group);
+      leaving_[static_cast<size_t>(one.head)].push_back(one.group);
     }
-    for (Head& head : heads_) std::sort(head.leaving.rbegin(), head.leaving.rend());
+    for (auto& leaving : leaving_) std::sort(leaving.rbegin(), leaving.rend());
   }
 
-  // Removes head.leaving from everything that knows it.
-  void forget(Head& head, KvPage* shown) const {
-    for (const int64_t group : head.leaving) {
-      const int64_t last = head.groups.size() - 1;
-      head.groups.remove(group);
-      if (tracing_) {
-        head.members[static_cast<size_t>(group)].swap(head.members.back());
-        head.members.pop_back();
-      }
-      head.index->remove(group);
-      std::copy_n(head.mapped.end() - options_.head_dim, options_.head_dim,
-                  head.mapped.begin() + group * options_.head_dim);
-      head.mapped.resize(head.mapped.size() - static_cast<size_t>(options_.head_dim));
-      move_last_token(shown[last / kPageTokens], shown[group / kPageTokens], options_.dtype,
-                      options_.head_dim, group % kPageTokens);
-    }
-  }
-
-  // Of token t of the frame that retires now, among all committed keys.
-  int32_t number(int64_t t) const {
-    return static_cast<int32_t>((num_sink_ + num_retired_) * options_.tokens_per_frame + t);
-  }
-
-  // Maps and indexes all groups anew, after the metric changed.
-  void remap(Head& head) const {
-    const int64_t dim = options_.head_dim;
-    const int64_t count = head.groups.size();
-    head.mapped.resize(static_cast<size_t>(count * dim));
-    head.index->clear();
-    if (count == 0) return;
-    head.metric.map_all(head.groups.key(0), count, head.mapped.data());
-    append_to_index(head);
-  }
-
-  // Groups that the index does not know yet: the last ones.
-  void append_to_index(Head& head) const {
-    const int64_t known = head.index->size();
-    head.moved.resize(static_cast<size_t>(head.groups.size() - known));
-    std::iota(head.moved.begin(), head.moved.end(), static_cast<int32_t>(known));
-    head.index->set_all(head.moved.data(), head.mapped.data() + known * options_.head_dim,
-                        head.groups.size() - known);
-  }
+  // Number of the first key of the frame that retires now, among all committed ones.
+  int64_t first_key() const { return (num_sink_ + num_retired_) * options_.tokens_per_frame; }
 
   TempCacheOptions merge_;
   KeyAges ages_;
   int64_t pages_per_frame_;
-  float most_square_ = 0;  // squared distance below which keys merge
-  std::vector<Head> heads_;
-  std::vector<int32_t> costs_;  // of a merge, by head
-  std::vector<Stale> stale_;    // scratch: groups of all heads
-  std::deque<int64_t> exact_;   // frames that are still exact, oldest first
-  int64_t num_sink_ = 0;        // frames held for ever so far
-  int64_t num_retired_ = 0;     // frames that have joined the groups
+  std::vector<HeadGroups> heads_;
+  std::deque<int64_t> exact_;  // frames that are still exact, oldest first
+  int64_t num_sink_ = 0;       // frames held for ever so far
+  int64_t num_retired_ = 0;    // frames that have joined the groups
   MergeCounts counts_;
+  // Scratch of one frame's work: by head, but for the last.
+  std::vector<std::vector<int64_t>> leaving_;  // groups to forget, descending
+  std::vector<std::pair<std::vector<float>, std::vector<float>>> biases_;
+  std::vector<int32_t> costs_;  // of a merge
+  std::vector<Stale> stale_;    // groups of all heads
+  // [N, D]: mean query of the passes that read, no temporal rotation.
+  std::vector<float> readers_;
   // Queries that read since the last commit: sums [frames of a chunk, N, D] of so many each.
   std::vector<float> read_sums_;
   int64_t num_read_ = 0;
