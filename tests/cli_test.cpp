@@ -242,10 +242,26 @@ TEST_F(Cli, CompareWritesATableAndReports) {
   const std::string out = scratch_ / "report";
   write_text(scratch_ / "prompts.txt",
              "# two scenarios\nD*2 A*2 | a winter land .\nan autumn land .\n");
-  const Result result =
-      run({"compare", "--model", kTinyModel, "--prompts", scratch_ / "prompts.txt", "--frames", "6",
-           "--probe-every", "2", "--methods", "window:2,all-lsh:exact-frames=1", "--out", out,
-           "--quiet"});
+  const Result result = run({"compare",
+                             "--model",
+                             kTinyModel,
+                             "--prompts",
+                             scratch_ / "prompts.txt",
+                             "--frames",
+                             "6",
+                             "--probe-every",
+                             "2",
+                             "--methods",
+                             "window:2,all-lsh:exact-frames=1",
+                             "--out",
+                             out,
+                             "--threads",
+                             "2",
+                             "--jobs",
+                             "2",
+                             "--full-frames",
+                             "5",
+                             "--quiet"});
   ASSERT_EQ(result.code, 0) << result.err;
   for (const char* name : {"dense", "window:2", "all-lsh:exact-frames=1"})
     EXPECT_NE(result.out.find(name), std::string::npos) << result.out;
@@ -256,6 +272,11 @@ TEST_F(Cli, CompareWritesATableAndReports) {
   EXPECT_TRUE(report["methods"][1]["free"]["psnr"].is_number());
   EXPECT_TRUE(report["methods"][1]["lockstep"]["psnr"].is_number());
   EXPECT_EQ(report["methods"][1]["series"]["ms"].size(), 6U);
+  EXPECT_TRUE(report["methods"][0]["series"]["ms"][5].is_null()) << "dense stopped";
+  EXPECT_TRUE(report["methods"][1]["series"]["ms"][5].is_number());
+  EXPECT_EQ(report["threads"], 1);
+  EXPECT_EQ(report["jobs"], 2);
+  EXPECT_NE(result.out.find("2 plays side by side"), std::string::npos) << result.out;
   const std::string page = read_text(out + "/report.html");
   EXPECT_NE(page.find("data:video/mp4;base64,"), std::string::npos);
   EXPECT_EQ(page.find("http"), std::string::npos) << "the page needs no network";
@@ -272,6 +293,9 @@ TEST_F(Cli, CompareRefusesBadInput) {
                  "--methods: \"windows\": method: expected dense | window");
   expect_failure(compare({"--methods", "window:1:sink-frames=1"}), 2, "room for 2 frames");
   expect_failure(compare({"--frames", "20"}), 2, "--frames: expected more than the 32 given ones");
+  expect_failure(compare({"--full-frames", "32"}), 2, "--full-frames: expected more than the 32");
+  expect_failure(compare({"--threads", "2", "--jobs", "3"}), 2,
+                 "--jobs: expected at most as many as there are threads, 2, found 3");
   write_text(scratch_ / "prompts.txt", "a winter land .\nd*3 q | a land .\n");
   expect_failure(compare({"--prompts", scratch_ / "prompts.txt"}), 3, "line 2");
   write_text(scratch_ / "prompts.txt", "# nothing\n");

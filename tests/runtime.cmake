@@ -1,6 +1,7 @@
 # Tests of the runtime library and of the binary.
 longtake_test(io_test SOURCES io_test.cpp LIBS longtake_runtime)
 longtake_test(model_parity_test SOURCES model_parity_test.cpp LIBS longtake_runtime)
+longtake_test(comparison_test SOURCES comparison_test.cpp LIBS longtake_runtime)
 longtake_test(pipeline_test SOURCES pipeline_test.cpp LIBS longtake_runtime)
 longtake_test(cli_test SOURCES cli_test.cpp LIBS longtake_runtime)
 add_dependencies(cli_test longtake_cli)

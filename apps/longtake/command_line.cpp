@@ -134,6 +134,15 @@ void add_compare(CLI::App& app, CompareFlags& flags) {
   app.add_option("--probe-every", flags.probe_every,
                  "frames between lock-step probes (default: 16)")
       ->check(integer_in(1, kMostFrames));
+  app.add_option("--full-frames", flags.full_frames,
+                 "frames after which methods that keep the whole history stop, dense too: theirs "
+                 "get ever dearer (default: none)")
+      ->check(integer_in(1, kMostFrames));
+  app.add_option("--jobs", flags.jobs,
+                 "plays side by side, each on its share of the threads; times are then those of a "
+                 "busy machine (default: 1)")
+      ->check(integer_in(1, 1024));
+  app.add_flag("--no-videos", flags.no_videos, "no videos of the first scenario");
   app.add_option("--out", flags.out,
                  "folder for report.html, report.json and videos; must be given");
   add_device(app, flags);

@@ -42,6 +42,9 @@ struct CompareFlags {
   std::string calibration;
   std::string mode = "both";
   int64_t probe_every = 16;
+  int64_t full_frames = 0;
+  int64_t jobs = 1;
+  bool no_videos = false;
   std::string out;
   std::string device = "cpu";
   int64_t threads = 0;

@@ -59,6 +59,14 @@ std::vector<Scenario> choose_scenarios(const CompareFlags& flags, const world::C
   return map_scenarios(flags.first_map, flags.maps.value_or(kDefaultMaps), route, flags.frames);
 }
 
+int threads_of_a_play(const CompareFlags& flags, Device device) {
+  const int64_t threads = flags.threads > 0 ? flags.threads : int64_t{Context(device).threads()};
+  if (flags.jobs > threads)
+    usage(str("--jobs: expected at most as many as there are threads, ", threads, ", found ",
+              flags.jobs));
+  return static_cast<int>(threads / flags.jobs);
+}
+
 }  // namespace
 
 int compare(const CompareFlags& flags) {
@@ -78,12 +86,18 @@ int compare(const CompareFlags& flags) {
   fs::create_directories(flags.out, error);
   if (error) usage(str("--out: expected a folder to write, found ", flags.out));
 
-  Context ctx(device, static_cast<int>(flags.threads));
+  if (flags.full_frames > 0 && flags.prompts.empty() && flags.full_frames <= kPrimedFrames)
+    usage(str("--full-frames: expected more than the ", kPrimedFrames, " given ones, found ",
+              flags.full_frames));
+  // The model is loaded by as many threads as a play has: its figures then do not depend on --jobs.
+  Context ctx(device, threads_of_a_play(flags, device));
   const world::Model model = world::load_model(ctx, folder, dtype);
   ComparisonOptions options;
   options.lockstep = flags.mode != "free";
   options.free_running = flags.mode != "lockstep";
-  options.video_folder = flags.out;
+  if (!flags.no_videos) options.video_folder = flags.out;
+  options.full_frames = flags.full_frames;
+  options.jobs = static_cast<int>(flags.jobs);
   options.probe_every = flags.probe_every;
   const auto progress = [&](const std::string& what) {
     if (!flags.quiet) fmt::print(stderr, "{}\n", what);

@@ -1,335 +1,234 @@
 #include "pipeline/comparison.h"
 
 #include <algorithm>
-#include <cmath>
+#include <condition_variable>
+#include <deque>
+#include <exception>
 #include <limits>
-#include <memory>
+#include <mutex>
+#include <thread>
 
 #include "base/error.h"
-#include "media/frame_writer.h"
-#include "metrics/error_bound.h"
-#include "metrics/image.h"
-#include "pipeline/rollout.h"
-#include "pipeline/session.h"
-#include "pipeline/truth.h"
+#include "pipeline/scenario_run.h"
 
 namespace longtake {
 namespace {
 
-constexpr int64_t kEarlyFrames = 64;
+double median_of(std::vector<double> values) {
+  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
+  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
 
-using Frame = std::vector<uint8_t>;
+void add(std::vector<Mean>& sum, const std::vector<Mean>& part) {
+  for (size_t i = 0; i < part.size(); ++i) sum[i].add(part[i]);
+}
 
-struct Sizes {
-  int64_t width, height;
-  Shape latent;
+void add(std::vector<AttentionScore>& sum, const std::vector<AttentionScore>& part) {
+  for (size_t i = 0; i < part.size(); ++i) sum[i].add(part[i]);
+}
 
-  explicit Sizes(const world::TransformerConfig& config)
-      : width(config.frame_width()),
-        height(config.frame_height()),
-        latent{config.latent_channels, config.latent_height, config.latent_width} {}
+// What one scenario measured joins the others; medians apart.
+void add(MethodResult& sum, const MethodResult& part) {
+  for (Mean MethodResult::*mean :
+       {&MethodResult::lockstep_psnr, &MethodResult::lockstep_ssim, &MethodResult::lockstep_l2,
+        &MethodResult::psnr, &MethodResult::ssim, &MethodResult::early_psnr,
+        &MethodResult::seen_psnr, &MethodResult::return_psnr, &MethodResult::sharpness,
+        &MethodResult::density, &MethodResult::cache_bytes, &MethodResult::cache_entries,
+        &MethodResult::cache_growth})
+    (sum.*mean).add(part.*mean);
+  for (std::vector<Mean> FrameSeries::*series :
+       {&FrameSeries::ms, &FrameSeries::cache_bytes, &FrameSeries::merged_keys, &FrameSeries::psnr,
+        &FrameSeries::lockstep_psnr})
+    add(sum.series.*series, part.series.*series);
+  add(sum.layers, part.layers);
+  add(sum.prompt_layers, part.prompt_layers);
+  sum.merged_keys += part.merged_keys;
+  sum.evicted_keys += part.evicted_keys;
+  if (sum.video.empty()) sum.video = part.video;
+}
 
-  size_t bytes() const { return static_cast<size_t>(width * height * 3); }
-};
-
-// What a run left behind.
-struct Recording {
-  std::vector<Frame> frames;
-  std::vector<Tensor> latents;     // kept of the dense run only
-  std::vector<ChunkStats> chunks;  // of generated frames
-};
-
-struct Stopped {};  // thrown to leave a comparison that was asked to stop
-
-class Player {
+// All scenarios' plays, shared out among workers.
+class Comparison {
  public:
-  Player(Context& ctx, const world::Model& model, const std::vector<Scenario>& scenarios,
-         const std::vector<NamedMethod>& methods, const ComparisonOptions& options,
-         const std::function<bool()>& stopped, const ProgressHook& progress)
-      : ctx_(ctx),
-        model_(model),
-        scenarios_(scenarios),
-        methods_(methods),
-        options_(options),
-        stopped_(stopped),
-        progress_(progress),
-        sizes_(model.config.transformer) {
-    result_.model = model.folder;
-    result_.dtype = name_of(model.compute);
-    result_.device = ctx.device().to_string();
-    result_.threads = ctx.threads();
-    for (const Scenario& scenario : scenarios)
-      result_.num_frames = std::max(result_.num_frames, scenario.num_frames());
-    for (const NamedMethod& named : methods) {
-      MethodResult& row = result_.methods.emplace_back();
-      row.name = named.name;
-      row.options = named.method.to_string();
-      row.layers.resize(static_cast<size_t>(model.config.transformer.num_layers));
-      row.prompt_layers.resize(row.layers.size());
-      for (auto* series : {&row.series.ms, &row.series.cache_bytes, &row.series.merged_keys,
-                           &row.series.psnr, &row.series.lockstep_psnr})
-        series->resize(static_cast<size_t>(result_.num_frames));
+  Comparison(const world::Model& model, const std::vector<Scenario>& scenarios,
+             const std::vector<NamedMethod>& methods, const ComparisonOptions& options,
+             const std::function<bool()>& stopped, const ProgressHook& progress)
+      : methods_(methods), options_(options), stopped_(stopped), progress_(progress) {
+    for (size_t s = 0; s < scenarios.size(); ++s) {
+      const Scenario& scenario = scenarios[s];
+      const std::string label =
+          str("scenario ", s + 1, " of ", scenarios.size(), " (", scenario.name, "): ");
+      runs_.emplace_back(model, scenario, methods, options, s == 0,
+                         [this, label, &scenario](const std::string& what, int64_t frame) {
+                           next(str(label, what), frame, scenario.num_frames());
+                         });
     }
-    times_.resize(methods.size());
+    const size_t plays = options.free_running ? methods.size() : 1;
+    for (size_t s = 0; s < scenarios.size(); ++s) {
+      tasks_.push_back({s, 0});
+      if (options.lockstep) tasks_.push_back({s, kLockstep});
+      for (size_t m = 1; m < plays; ++m) tasks_.push_back({s, m});
+    }
+    left_.assign(scenarios.size(), static_cast<int64_t>(tasks_.size() / scenarios.size()));
+    // Side by side the longest come first: dense, and lock step, which needs it.
+    const auto rank = [](const Task& task) {
+      return task.method == 0 ? 0 : task.method == kLockstep ? 1 : 2;
+    };
+    if (options.jobs > 1)
+      std::stable_sort(tasks_.begin(), tasks_.end(),
+                       [&](const Task& a, const Task& b) { return rank(a) < rank(b); });
   }
 
-  ComparisonResult run() {
-    try {
-      for (size_t s = 0; s < scenarios_.size(); ++s) {
-        scenario_ = &scenarios_[s];
-        label_ = str("scenario ", s + 1, " of ", scenarios_.size(), " (", scenario_->name, ")");
-        render_truth();
-        const Recording dense = play(0, s == 0);
-        judge(0, dense, dense);
-        if (options_.lockstep) lockstep(dense);
-        for (size_t m = 1; m < methods_.size() && options_.free_running; ++m)
-          judge(m, play(m, s == 0), dense);
-        ++result_.num_scenarios;
-        result_.num_primed = scenario_->num_primed;
-      }
-    } catch (const Stopped&) {
+  void run(Context& ctx) {
+    if (options_.jobs == 1) {
+      work(ctx);
+    } else {
+      std::vector<std::thread> workers;
+      for (int i = 0; i < options_.jobs; ++i)
+        workers.emplace_back([this, &ctx] {
+          // Made here: OpenMP's number of threads belongs to the calling thread.
+          Context own(ctx.device(), ctx.threads());
+          work(own);
+        });
+      for (std::thread& worker : workers) worker.join();
     }
-    for (size_t m = 0; m < methods_.size(); ++m) take_medians(m);
-    result_.peak_rss_bytes = longtake::peak_rss_bytes();
-    return std::move(result_);
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+  // Of what was played so far.
+  void collect(ComparisonResult& result) const {
+    for (size_t s = 0; s < runs_.size(); ++s) {
+      for (size_t m = 0; m < methods_.size(); ++m) add(result.methods[m], runs_[s].rows()[m]);
+      if (left_[s] == 0) ++result.num_scenarios;
+    }
+    for (size_t m = 0; m < methods_.size(); ++m) take_medians(m, result.methods[m]);
   }
 
  private:
-  void render_truth() {
-    truth_.clear();
-    seen_.clear();
-    pairs_.clear();
-    if (scenario_->map == nullptr) return;
-    for (int64_t frame = 0; frame < scenario_->num_frames(); ++frame) {
-      truth_.emplace_back(sizes_.bytes());
-      scenario_->render_truth(frame, truth_.back());
-      seen_.push_back(seen_mask(*scenario_, frame));
-    }
-    pairs_ = return_pairs(*scenario_);
-  }
+  static constexpr size_t kLockstep = std::numeric_limits<size_t>::max();
 
-  Recording play(size_t m, bool film) {
-    SessionOptions session_options;
-    session_options.prompt = scenario_->prompt;
-    session_options.seed = scenario_->seed;
-    session_options.method = methods_[m].method;
-    session_options.expected_frames = scenario_->num_frames();
-    Session session(ctx_, model_, session_options);
-    std::unique_ptr<FrameWriter> writer;
-    if (film && !options_.video_folder.empty() && options_.free_running) {
-      result_.methods[m].video = str("method", m, ".mp4");
-      writer = open_frame_writer(options_.video_folder + "/" + result_.methods[m].video,
-                                 static_cast<int>(sizes_.width), static_cast<int>(sizes_.height),
-                                 world::kFramesPerSecond);
-    }
-    Recording recording;
-    for (int64_t frame = 0; frame < scenario_->num_frames(); ++frame) {
-      next(frame, methods_[m].name + ", free running");
-      const CameraPosition camera = scenario_->cameras[static_cast<size_t>(frame)];
-      if (frame < scenario_->num_primed) {
-        Frame& given = truth_[static_cast<size_t>(frame)];
-        session.remember(View(given.data(), DType::kU8, Device{}, {sizes_.height, sizes_.width, 3}),
-                         camera);
-        recording.frames.push_back(given);
-      } else {
-        const View rgb = session.step(camera);
-        recording.frames.emplace_back(rgb.data<uint8_t>(), rgb.data<uint8_t>() + rgb.numel());
-        recording.chunks.push_back(session.last_chunk());
-      }
-      if (writer) writer->write(recording.frames.back().data());
-      if (m > 0) continue;
-      recording.latents.emplace_back(ctx_.device(), DType::kF32, sizes_.latent);
-      std::copy_n(session.latent().data<float>(), session.latent().numel(),
-                  recording.latents.back().data<float>());
-    }
-    if (writer) writer->close();
-    return recording;
-  }
-
-  // Free-running figures of method m.
-  void judge(size_t m, const Recording& own, const Recording& dense) {
-    MethodResult& row = result_.methods[m];
-    const int64_t primed = scenario_->num_primed;
-    for (size_t i = 0; i < own.chunks.size(); ++i) {
-      const auto frame = static_cast<size_t>(primed) + i;
-      const Frame& picture = own.frames[frame];
-      row.series.ms[frame].add(own.chunks[i].total_ms());
-      row.series.cache_bytes[frame].add(static_cast<double>(own.chunks[i].cache_bytes_used));
-      row.series.merged_keys[frame].add(static_cast<double>(own.chunks[i].merged_keys));
-      if (m > 0) {
-        const double quality = psnr(picture, dense.frames[frame]);
-        row.psnr.add(quality);
-        row.series.psnr[frame].add(quality);
-        if (static_cast<int64_t>(i) < kEarlyFrames) row.early_psnr.add(quality);
-        row.ssim.add(ssim(picture, dense.frames[frame], sizes_.width, sizes_.height));
-      }
-      if (truth_.empty()) continue;
-      row.sharpness.add(gradient(picture, sizes_.width, sizes_.height) /
-                        gradient(truth_[frame], sizes_.width, sizes_.height));
-      const auto& mask = seen_[frame];
-      if (static_cast<double>(std::count(mask.begin(), mask.end(), 1)) >=
-          kSeenShare * static_cast<double>(mask.size()))
-        row.seen_psnr.add(psnr(picture, truth_[frame], mask));
-    }
-    for (const ReturnPair pair : pairs_)
-      row.return_psnr.add(return_psnr(*scenario_, pair, own.frames[static_cast<size_t>(pair.late)],
-                                      own.frames[static_cast<size_t>(pair.early)]));
-    if (own.chunks.empty()) return;
-    const ChunkStats& last = own.chunks.back();
-    row.density.add(last.density);
-    row.cache_bytes.add(static_cast<double>(last.cache_bytes_used));
-    row.cache_entries.add(static_cast<double>(last.cache_entries));
-    row.merged_keys += last.merged_keys;
-    row.evicted_keys += last.evicted_keys;
-    const size_t quarter = own.chunks.size() - std::max<size_t>(1, own.chunks.size() / 4);
-    times_[m].insert(times_[m].end(), own.chunks.begin() + static_cast<int64_t>(quarter),
-                     own.chunks.end());
-  }
-
-  // Looks into attention at the last sparse step of a probe.
-  class Scorer final : public PassObserver {
-   public:
-    Scorer(Rollout& rollout, std::span<const LayerState> dense, int64_t num_committed,
-           int64_t frame, int64_t stride, MethodResult& row)
-        : rollout_(rollout),
-          dense_(dense),
-          frame_(frame),
-          num_committed_(num_committed),
-          stride_(stride),
-          row_(row) {}
-
-    void on_self_attention(int64_t layer, const AttentionRead& read) override {
-      if (rollout_.step() != rollout_.last_sparse_step()) return;
-      const auto at = static_cast<size_t>(layer);
-      const KvCache& own = *rollout_.layers()[at].memory.cache;
-      // The dense history, and behind it the chunk in work as this method sees it.
-      std::vector<PageList> lists;
-      std::vector<std::vector<int32_t>> members;
-      for (int64_t head = 0; head < read.kv.num_heads(); ++head) {
-        const KvCache& all = *dense_[at].memory.cache;
-        const PageList& pages = all.view().heads[static_cast<size_t>(head)];
-        PageList list(pages.begin(), pages.begin() + all.num_history_pages(head));
-        const PageList& mine = read.kv.heads[static_cast<size_t>(head)];
-        list.insert(list.end(), mine.begin() + own.num_history_pages(head), mine.end());
-        lists.push_back(std::move(list));
-        members.push_back(own.members(head, num_committed_));
-      }
-      const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
-      AttentionScore score = score_attention(read.q, {read.kv.dtype, read.kv.head_dim, lists},
-                                             read.kv, read.selection, members, scale, stride_);
-      // Of what a selection leaves out nothing is known.
-      score.bound = read.selection == nullptr
-                        ? moved_mass_bound(read.q, own, frame_, scale, stride_)
-                        : static_cast<double>(score.count);
-      row_.layers[at].add(score);
-    }
-
-    void on_cross_attention(int64_t layer, const AttentionRead& read) override {
-      const auto at = static_cast<size_t>(layer);
-      const Prompt& prompt = rollout_.layers()[at].prompt;
-      if (rollout_.step() != rollout_.last_sparse_step() || prompt.selector == nullptr) return;
-      const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
-      row_.prompt_layers[at].add(score_attention(read.q, prompt.pages.view(), read.kv, nullptr,
-                                                 prompt.selector->members(), scale, stride_));
-    }
-
-   private:
-    Rollout& rollout_;
-    std::span<const LayerState> dense_;
-    int64_t frame_;
-    int64_t num_committed_;
-    int64_t stride_;
-    MethodResult& row_;
+  struct Task {
+    size_t scenario, method;
+    enum class State : uint8_t { kWaits, kRuns, kDone } state = State::kWaits;
   };
 
-  void lockstep(const Recording& dense) {
-    const Tensor text =
-        model_.text_encoder.encode(ctx_, model_.vocabulary.tokenize(scenario_->prompt));
-    std::vector<std::unique_ptr<Rollout>> rollouts;
-    for (const NamedMethod& named : methods_) {
-      rollouts.push_back(
-          std::make_unique<Rollout>(ctx_, model_, text, named.method, scenario_->num_frames()));
-      for (const LayerState& layer : rollouts.back()->layers()) layer.memory.cache->trace_members();
-    }
-    const Tensor z(ctx_.device(), DType::kF32, sizes_.latent);
-    const Tensor pixels(ctx_.device(), DType::kF32, {sizes_.height, sizes_.width, 3});
-    const Tensor rgb(ctx_.device(), DType::kU8, pixels.shape());
-    const int64_t tokens = model_.config.transformer.frame_tokens();
-    int64_t probes = 0;
-    for (int64_t frame = 0; frame < scenario_->num_frames(); ++frame) {
-      next(frame, "lock step");
-      const CameraPosition camera = scenario_->cameras[static_cast<size_t>(frame)];
-      const bool probe = frame > scenario_->num_primed &&
-                         (frame - scenario_->num_primed) % options_.probe_every == 0;
-      const bool score = probe && ++probes % options_.score_every == 0;
-      for (size_t m = 0; m < rollouts.size(); ++m) {
-        Rollout& rollout = *rollouts[m];
-        rollout.begin_frame(ctx_, frame, camera.x, camera.y);
-        if (probe && m > 0) {
-          MethodResult& row = result_.methods[m];
-          Scorer scorer(rollout, rollouts[0]->layers(), frame * tokens, frame,
-                        options_.score_stride, row);
-          rollout.denoise(ctx_, scenario_->seed, z, score ? &scorer : nullptr);
-          row.lockstep_l2.add(relative_l2({z.data<float>(), static_cast<size_t>(z.numel())},
-                                          {dense.latents[static_cast<size_t>(frame)].data<float>(),
-                                           static_cast<size_t>(z.numel())}));
-          model_.autoencoder.decode(ctx_, z, pixels);
-          world::to_rgb(pixels, rgb);
-          const Pixels made(rgb.data<uint8_t>(), sizes_.bytes());
-          const Frame& expected = dense.frames[static_cast<size_t>(frame)];
-          const double quality = psnr(made, expected);
-          row.lockstep_psnr.add(quality);
-          row.series.lockstep_psnr[static_cast<size_t>(frame)].add(quality);
-          row.lockstep_ssim.add(ssim(made, expected, sizes_.width, sizes_.height));
-          if (!options_.free_running) row.density.add(rollout.density());
-        }
+  void work(Context& ctx) {
+    for (Task* task; (task = take()) != nullptr;) {
+      ScenarioRun& run = runs_[task->scenario];
+      try {
+        if (task->method == kLockstep)
+          run.play_in_lockstep(ctx);
+        else
+          run.play(ctx, task->method);
+      } catch (const Stopped&) {
+        give_up(nullptr);
+        return;
+      } catch (...) {
+        give_up(std::current_exception());
+        return;
       }
-      // Only now: the scores above are held against the dense history without this frame.
-      for (const auto& rollout : rollouts)
-        rollout->remember(ctx_, dense.latents[static_cast<size_t>(frame)]);
+      finish(*task);
     }
   }
 
-  void take_medians(size_t m) {
-    MethodResult& row = result_.methods[m];
-    const auto median = [&](auto part) {
+  // The next task that can begin, or nullptr when there will be none.
+  Task* take() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      bool more = false;
+      for (Task& task : tasks_) {
+        if (gave_up_ || task.state != Task::State::kWaits) continue;
+        more = true;
+        if (task.method == kLockstep && !has_dense(task.scenario)) continue;
+        task.state = Task::State::kRuns;
+        return &task;
+      }
+      if (!more) return nullptr;
+      changed_.wait(lock);
+    }
+  }
+
+  bool has_dense(size_t scenario) const {
+    return std::any_of(tasks_.begin(), tasks_.end(), [&](const Task& task) {
+      return task.scenario == scenario && task.method == 0 && task.state == Task::State::kDone;
+    });
+  }
+
+  void finish(Task& task) {
+    const std::lock_guard lock(mutex_);
+    task.state = Task::State::kDone;
+    if (--left_[task.scenario] == 0) runs_[task.scenario].release();
+    changed_.notify_all();
+  }
+
+  void give_up(std::exception_ptr failure) {
+    const std::lock_guard lock(mutex_);
+    gave_up_ = true;
+    if (!failure_) failure_ = failure;
+    changed_.notify_all();
+  }
+
+  // Before every frame of every play.
+  void next(const std::string& what, int64_t frame, int64_t num_frames) {
+    const std::lock_guard lock(mutex_);
+    if (gave_up_ || stopped_()) throw Stopped();
+    if (frame % 16 == 0) progress_(str(what, ", frame ", frame, " of ", num_frames));
+  }
+
+  void take_medians(size_t method, MethodResult& row) const {
+    // Of the chunks in a range that may differ from scenario to scenario.
+    const auto median = [&](size_t of, const auto& part, const auto& begin_end) {
       std::vector<double> values;
-      for (const ChunkStats& chunk : times_[m]) values.push_back(part(chunk));
-      if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
-      const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-      std::nth_element(values.begin(), middle, values.end());
-      return *middle;
+      for (const ScenarioRun& run : runs_) {
+        const auto& chunks = run.chunks(of);
+        const auto [begin, end] = begin_end(run);
+        for (size_t i = begin; i < std::min(end, chunks.size()); ++i)
+          values.push_back(part(chunks[i]));
+      }
+      return median_of(std::move(values));
     };
-    row.chunk_ms = median([](const ChunkStats& c) { return c.total_ms(); });
-    row.denoise_ms = median([](const ChunkStats& c) { return c.denoise_ms; });
-    row.select_ms = median([](const ChunkStats& c) { return c.select_ms; });
-    row.clean_ms = median([](const ChunkStats& c) { return c.clean_ms; });
-    row.commit_ms = median([](const ChunkStats& c) { return c.commit_ms; });
-    row.decode_ms = median([](const ChunkStats& c) { return c.decode_ms; });
+    using Range = std::pair<size_t, size_t>;
+    const auto last_quarter = [](size_t of) {
+      return [of](const ScenarioRun& run) {
+        const size_t made = run.chunks(of).size();
+        return Range{made - std::min(made, std::max<size_t>(1, made / 4)), made};
+      };
+    };
+    const auto own = last_quarter(method), like_dense = last_quarter(0);
+    const auto total = [](const ChunkStats& c) { return c.total_ms(); };
+    row.chunk_ms = median(method, total, own);
+    row.denoise_ms = median(
+        method, [](const ChunkStats& c) { return c.denoise_ms; }, own);
+    row.select_ms = median(
+        method, [](const ChunkStats& c) { return c.select_ms; }, own);
+    row.clean_ms = median(
+        method, [](const ChunkStats& c) { return c.clean_ms; }, own);
+    row.commit_ms = median(
+        method, [](const ChunkStats& c) { return c.commit_ms; }, own);
+    row.decode_ms = median(
+        method, [](const ChunkStats& c) { return c.decode_ms; }, own);
+    row.early_ms = median(method, total, [](const ScenarioRun& run) {
+      const int64_t begin = kEarlyTime - kEarlyTimeWidth / 2 - run.num_primed();
+      return begin < 0
+                 ? Range{0, 0}
+                 : Range{static_cast<size_t>(begin), static_cast<size_t>(begin + kEarlyTimeWidth)};
+    });
+    row.speed_up = median(0, total, like_dense) / median(method, total, like_dense);
   }
 
-  void next(int64_t frame, const std::string& what) {
-    if (stopped_()) throw Stopped();
-    if (frame % 16 == 0)
-      progress_(str(label_, ": ", what, ", frame ", frame, " of ", scenario_->num_frames()));
-  }
-
-  Context& ctx_;
-  const world::Model& model_;
-  const std::vector<Scenario>& scenarios_;
   const std::vector<NamedMethod>& methods_;
   const ComparisonOptions& options_;
   const std::function<bool()>& stopped_;
   const ProgressHook& progress_;
-  Sizes sizes_;
-  ComparisonResult result_;
-  std::vector<std::vector<ChunkStats>> times_;  // by method: chunks of the last quarters
-  // Of the scenario in work.
-  const Scenario* scenario_ = nullptr;
-  std::string label_;
-  std::vector<Frame> truth_;
-  std::vector<std::vector<uint8_t>> seen_;
-  std::vector<ReturnPair> pairs_;
+  std::deque<ScenarioRun> runs_;
+  std::mutex mutex_;  // of everything below, and of the hooks
+  std::condition_variable changed_;
+  std::vector<Task> tasks_;
+  std::vector<int64_t> left_;  // tasks of each scenario that are not done
+  bool gave_up_ = false;
+  std::exception_ptr failure_;
 };
 
 }  // namespace
@@ -342,9 +241,25 @@ ComparisonResult compare(Context& ctx, const world::Model& model,
                          const std::vector<Scenario>& scenarios,
                          const std::vector<NamedMethod>& methods, const ComparisonOptions& options,
                          const std::function<bool()>& stopped, const ProgressHook& progress) {
-  LONGTAKE_CHECK(!scenarios.empty() && !methods.empty());
+  LONGTAKE_CHECK(!scenarios.empty() && !methods.empty() && options.jobs > 0);
   LONGTAKE_CHECK(methods.front().method.memory.memory == "full");
-  return Player(ctx, model, scenarios, methods, options, stopped, progress).run();
+  ComparisonResult result;
+  result.model = model.folder;
+  result.dtype = name_of(model.compute);
+  result.device = ctx.device().to_string();
+  result.threads = ctx.threads();
+  result.jobs = options.jobs;
+  for (const Scenario& scenario : scenarios) {
+    result.num_frames = std::max(result.num_frames, scenario.num_frames());
+    result.num_primed = scenario.num_primed;
+  }
+  for (const NamedMethod& named : methods)
+    result.methods.push_back(empty_row(named, model.config.transformer, result.num_frames));
+  Comparison comparison(model, scenarios, methods, options, stopped, progress);
+  comparison.run(ctx);
+  comparison.collect(result);
+  result.peak_rss_bytes = peak_rss_bytes();
+  return result;
 }
 
 }  // namespace longtake

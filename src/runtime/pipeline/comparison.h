@@ -29,6 +29,11 @@ class Mean {
     ++count_;
   }
 
+  void add(const Mean& other) {
+    sum_ += other.sum_;
+    count_ += other.count_;
+  }
+
   double value() const;
 
   int64_t count() const { return count_; }
@@ -64,12 +69,18 @@ struct MethodResult {
   Mean sharpness;               // against the truth
   // Medians over the last quarter of the frames of all scenarios, ms.
   double chunk_ms = 0, denoise_ms = 0, select_ms = 0, clean_ms = 0, commit_ms = 0, decode_ms = 0;
+  double early_ms = 0;              // median over the frames around kEarlyTime
+  double speed_up = 0;              // dense time over its own, over dense's last quarter of frames
   Mean density;                     // of the last chunk
   Mean cache_bytes, cache_entries;  // at the end; of the largest head
+  Mean cache_growth;                // bytes a frame, over the second half of the frames
   int64_t merged_keys = 0, evicted_keys = 0;
   FrameSeries series;
   std::string video;  // of the first scenario; file name, empty without free running
 };
+
+// Time per frame should not grow from there on: where, and how many frames are looked at.
+inline constexpr int64_t kEarlyTime = 100, kEarlyTimeWidth = 32;
 
 struct ComparisonOptions {
   bool lockstep = true;
@@ -78,20 +89,26 @@ struct ComparisonOptions {
   int64_t score_every = 3;    // of so many probes one looks into attention: that is slow
   int64_t score_stride = 32;  // every so manieth query is looked at
   std::string video_folder;   // empty: no videos
+  // Methods that keep the whole history, dense among them, stop after so many frames: theirs get
+  // ever dearer. The others are held against dense as far as it went. 0: they do not.
+  int64_t full_frames = 0;
+  int jobs = 1;  // so many plays side by side, each with a context like the one given
 };
 
 struct ComparisonResult {
   std::vector<MethodResult> methods;
   int64_t num_frames = 0, num_scenarios = 0, num_primed = 0;
   std::string model, dtype, device;
-  int threads = 0;
+  int threads = 0, jobs = 1;  // threads of each of the plays side by side
   size_t peak_rss_bytes = 0;
 };
 
 using ProgressHook = std::function<void(const std::string& what)>;
 
 // The first method must be dense: it is what the others are held against. `stopped` is asked
-// between frames; when it says yes, what is finished by then is returned.
+// between frames; when it says yes, what is finished by then is returned. With several jobs both
+// hooks are called from other threads, progress by one at a time. What is measured, times apart,
+// does not depend on the number of jobs.
 ComparisonResult compare(Context& ctx, const world::Model& model,
                          const std::vector<Scenario>& scenarios,
                          const std::vector<NamedMethod>& methods, const ComparisonOptions& options,
