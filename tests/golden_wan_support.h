@@ -16,10 +16,18 @@
 #include "models/wan/checkpoint.h"
 #include "models/wan/schedule.h"
 #include "models/wan/transformer.h"
+#include "ops/clock.h"
 #include "ops/rope.h"
 #include "runtime_support.h"
 
 namespace longtake::testing_support {
+
+// A clock that stands at a frame.
+inline Tensor clock_at(Context& ctx, int64_t frame) {
+  Tensor clock = Tensor::zeros(ctx.device(), DType::kI64, {1});
+  set_clock(ctx, clock, frame);
+  return clock;
+}
 
 // The tensor in f32, whatever its type in the file.
 inline Tensor read_golden_f32(const Checkpoint& file, const std::string& name) {
@@ -114,7 +122,7 @@ class WanModel {
   // Of num_frames frames from first_frame on.
   RopeTable rope(int64_t first_frame, int64_t num_frames) {
     RopeTable table = transformer->make_rope(ctx, num_frames * frame_tokens());
-    transformer->set_rope(first_frame, rows(), columns(), table);
+    transformer->set_rope(ctx, clock_at(ctx, first_frame), rows(), columns(), table);
     return table;
   }
 

@@ -486,7 +486,7 @@ TEST_F(GoldenWan, RotationIsThatOfTheOfficialTables) {
     const Transformer transformer(config, DType::kF32, DType::kF32, table);
     Context ctx({}, 1);
     RopeTable turns = transformer.make_rope(ctx, x.dim(0));
-    transformer.set_rope(start, rows, columns, turns);
+    transformer.set_rope(ctx, clock_at(ctx, start), rows, columns, turns);
     const Tensor out(Device{}, DType::kF32, x.shape());
     rope(ctx, x, turns.cos, turns.sin, out);
     const std::string name = stored.name.substr(0, stored.name.size() - 2) + "out";

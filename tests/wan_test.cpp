@@ -15,6 +15,7 @@
 #include "models/wan/text_encoder.h"
 #include "models/wan/transformer.h"
 #include "models/wan/vae.h"
+#include "ops/clock.h"
 #include "pipeline/wan_rollout.h"
 #include "runtime_support.h"
 
@@ -159,7 +160,9 @@ TEST_F(Wan, OnlyDistancesInTimeMatter) {
   RopeTable rope = transformer_->make_rope(ctx_, 18);
   std::vector<Tensor> flows;
   for (const int64_t first_frame : {0, 1'000'000}) {
-    transformer_->set_rope(first_frame, 2, 3, rope);
+    const Tensor clock = Tensor::zeros(ctx_.device(), DType::kI64, {1});
+    set_clock(ctx_, clock, first_frame);
+    transformer_->set_rope(ctx_, clock, 2, 3, rope);
     flows.push_back(frames(3));
     transformer_->flow(ctx_, x, {.levels = levels, .rope = rope, .layers = layers, .reading = {}},
                        flows.back());

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/philox.h"
+#include "ops/clock.h"
 
 namespace longtake {
 namespace {
@@ -84,7 +85,10 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
   for (const float t : timesteps_) levels_.push_back(transformer.level(ctx, t));
   levels_.push_back(transformer.level(ctx, 0));
   layers_.resize(static_cast<size_t>(transformer.config().num_layers));
-  const CacheOptions cache = cache_options(transformer.config(), options, window_frames);
+  CacheOptions cache = cache_options(transformer.config(), options, window_frames);
+  clock_ = Tensor::zeros(ctx.device(), DType::kI64, {1});
+  cache.clock = clock_;
+  cache.chunk_frames = options.chunk_frames;
   for (LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, cache);
   transformer.set_text(ctx, text, layers_);
 }
@@ -101,7 +105,8 @@ wan::Pass WanRollout::pass(Context& ctx, int64_t first_frame,
   const auto num_frames = static_cast<int64_t>(levels.size());
   auto [rope, is_new] = ropes_.try_emplace(num_frames);
   if (is_new) rope->second = transformer_.make_rope(ctx, num_frames * rows * columns);
-  transformer_.set_rope(first_frame, rows, columns, rope->second);
+  set_clock(ctx, clock_, first_frame);
+  transformer_.set_rope(ctx, clock_, rows, columns, rope->second);
   wan::Pass pass{.levels = levels, .rope = rope->second, .layers = layers_, .reading = {}};
   pass.observer = observer_;
   if (options_.moves_sink) {

@@ -86,6 +86,7 @@ class WanRollout {
 
  private:
   std::map<int64_t, RopeTable> ropes_;  // by number of frames
+  Tensor clock_;                        // i64 [1]: the first frame of the pass in work
   PassObserver* observer_ = nullptr;
 };
 

@@ -4,9 +4,11 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
 #include "ops/patchify.h"
+#include "ops/rope_grid.h"
 
 namespace longtake::wan {
 namespace {
@@ -74,11 +76,13 @@ void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers
 Level Transformer::level(Context& ctx, double timestep) const {
   const Workspace::Scope scope(ctx.workspace());
   const int64_t dim = config_.dim;
-  const View sinusoid = ctx.workspace().take(DType::kF32, {1, config_.freq_dim});
+  const Tensor host_sinusoid({}, DType::kF32, {1, config_.freq_dim});
+  const View sinusoid = ctx.workspace().take(DType::kF32, host_sinusoid.shape());
   const View e = ctx.workspace().take(DType::kF32, {1, dim});
   const View e0 = ctx.workspace().take(DType::kF32, {1, kModulations * dim});
   const View activated = ctx.workspace().take(DType::kF32, {1, dim});
-  time_sinusoid(timestep, sinusoid);
+  time_sinusoid(timestep, host_sinusoid);
+  copy(ctx, host_sinusoid, sinusoid);
   time_embedding_.forward(ctx, sinusoid, e);
   silu(ctx, e, activated);
   linear(ctx, activated, *time_projection_, Activation::kNone, e0);
@@ -101,28 +105,15 @@ RopeTable Transformer::make_rope(Context& ctx, int64_t tokens) const {
   return {Tensor(ctx.device(), DType::kF32, shape), Tensor(ctx.device(), DType::kF32, shape)};
 }
 
-void Transformer::set_rope(int64_t first_frame, int64_t rows, int64_t columns,
+void Transformer::set_rope(Context& ctx, View clock, int64_t rows, int64_t columns,
                            RopeTable& rope) const {
-  auto* cos = rope.cos.data<float>();
-  auto* sin = rope.sin.data<float>();
-  const int64_t num_frames = rope.cos.dim(0) / (rows * columns);
-  const auto rotate = [&](int64_t position, int64_t pairs) {
-    for (int64_t i = 0; i < pairs; ++i) {
-      const double angle = static_cast<double>(position) *
-                           std::pow(kTheta, -static_cast<double>(i) / static_cast<double>(pairs));
-      *cos++ = static_cast<float>(std::cos(angle));
-      *sin++ = static_cast<float>(std::sin(angle));
-    }
-  };
-  for (int64_t frame = first_frame; frame < first_frame + num_frames; ++frame) {
-    for (int64_t y = 0; y < rows; ++y) {
-      for (int64_t x = 0; x < columns; ++x) {
-        rotate(frame, config_.time_pairs());
-        rotate(y, config_.space_pairs());
-        rotate(x, config_.space_pairs());
-      }
-    }
-  }
+  rope_grid(ctx, clock,
+            {.rows = rows,
+             .columns = columns,
+             .time_pairs = config_.time_pairs(),
+             .space_pairs = config_.space_pairs(),
+             .theta = kTheta},
+            rope.cos, rope.sin);
 }
 
 void Transformer::embed(Context& ctx, View x, View tokens) const {

@@ -57,10 +57,10 @@ class Transformer {
   // timestep in [0, 1000]: 0 clean, 1000 noise.
   Level level(Context& ctx, double timestep) const;
 
-  // Rotation of as many tokens, and its angles for frames of rows x columns tokens from first_frame
-  // on. Any frame is fine: angles are made in double precision, not looked up.
+  // Rotation of as many tokens, and its angles for frames of rows x columns tokens from the one on
+  // that clock [1] i64 names. Any frame is fine: angles are made in double precision, not looked up.
   RopeTable make_rope(Context& ctx, int64_t tokens) const;
-  void set_rope(int64_t first_frame, int64_t rows, int64_t columns, RopeTable& rope) const;
+  void set_rope(Context& ctx, View clock, int64_t rows, int64_t columns, RopeTable& rope) const;
 
   // x [F, in_channels, H, W] f32, flow [F, out_channels, H, W] f32: the estimate of noise - clean.
   // H and W are multiples of 2.
