@@ -7,7 +7,6 @@
 #include <cstddef>
 
 #include "device/context.h"
-#include "device/cublas.h"
 #include "device/cuda_check.h"
 
 namespace longtake::cuda {
@@ -31,9 +30,6 @@ class Runtime {
 
   size_t blas_workspace_bytes() const { return blas_workspace_.size(); }
 
-  // Products that have run before, ready to run again.
-  CublasPlans& plans() { return plans_; }
-
   int num_multiprocessors() const { return num_multiprocessors_; }
 
  private:
@@ -41,7 +37,6 @@ class Runtime {
   cudaStream_t stream_ = nullptr;
   cublasLtHandle_t blas_ = nullptr;
   DeviceArray<std::byte> blas_workspace_;
-  CublasPlans plans_;
   int num_multiprocessors_ = 0;
 };
 

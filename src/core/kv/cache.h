@@ -87,6 +87,10 @@ class KvCache {
   // lies elsewhere now, and records made before are no longer good.
   virtual bool prepare_chunk(Context&) { return false; }
 
+  // The same for so many frames, which are committed together or one by one: before a prompt's
+  // switch computes the history anew.
+  virtual bool prepare_frames(Context&, int64_t /*num_frames*/) { return false; }
+
   // What the tokens of the chunk in work are assigned to, [L]; of the next set_current and commit.
   // Empty, as at first: nothing.
   virtual void set_buckets(std::span<const Bucket> buckets) = 0;

@@ -154,6 +154,7 @@ __global__ void __launch_bounds__(D / 2)
     summarise_kernel(const unsigned char* store, const int32_t* pages, __nv_bfloat162* means,
                      float* weights, int32_t* counts) {
   const int number = pages[blockIdx.x], channel = 2 * threadIdx.x;
+  if (number < 0) return;
   const unsigned char* page = store + static_cast<int64_t>(number) * paged_bytes(D, kFormat);
   constexpr size_t kMatrices =
       paged_bytes(D, kFormat) - kPageKeys * 4 - (kFormat == PageFormat::kFp8 ? 16 : 0);

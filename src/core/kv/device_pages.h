@@ -80,7 +80,7 @@ class PageSummaries {
   // head_dim 64 or 128.
   PageSummaries(int64_t store_pages, int head_dim, PageFormat format = PageFormat::kBf16);
 
-  // Looks at `count` pages again: after they were written.
+  // Looks at `count` pages again: after they were written. Numbers below 0 are skipped.
   void update(const void* store, const int32_t* pages, int count, cudaStream_t stream);
 
   const void* means() const { return means_.data(); }  // bf16 [store_pages, D]

@@ -1,0 +1,124 @@
+// DeviceCache: what the policies of CUDA devices share: one store of pages, the pages of the chunk
+// in work, the table that attention reads, and what the host is told. CUDA builds only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <iosfwd>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "device/buffer.h"
+#include "device/cuda_check.h"
+#include "device/cuda_runtime.h"
+#include "kv/cache.h"
+#include "kv/device_layout.h"
+
+namespace longtake::cuda {
+
+// Pages that have room in a store: of a head in work and in the history, and those that heads
+// share.
+struct Room {
+  int work = 0, history = 0, pool = 0;
+};
+
+class DeviceCache : public KvCache {
+ public:
+  bool prepare_chunk(Context& ctx) override { return prepare_frames(ctx, options_.chunk_frames); }
+
+  void set_buckets(std::span<const Bucket> buckets) override;
+  void set_current(Context& ctx, View k, View v) override;
+  void expect_finite() const override;
+  void reset() override;
+  void set_reading(Context& ctx, const HistoryReading& reading) override;
+  KvView view() const override;
+  int64_t num_history_pages(int64_t head) const override;
+  int64_t entries() const override;
+  int64_t total_entries() const override;
+
+  MergeCounts merge_counts() const override { return {told().merged, told().evicted}; }
+
+  std::vector<int32_t> members(int64_t head, int64_t num_committed) const override;
+
+  size_t bytes() const override { return store_.size(); }
+
+  size_t bytes_used() const override;
+
+  size_t num_growths() const override { return num_growths_; }
+
+  void save(std::ostream& out) const override;
+  void load(std::istream& in) override;
+
+ protected:
+  // A policy's constructor calls allocate() and then reset().
+  DeviceCache(Context& ctx, const CacheOptions& options, const FrameRing& frames);
+
+  // Adds what the policy shows behind frames_: groups, or tokens in its place.
+  virtual void describe(Table& table) const = 0;
+
+  // Moves into a store of that size, in which all that was kept stays. Not while recording.
+  void allocate(const Room& room);
+
+  void check_tokens(const char* what, View k, View v) const;
+  void check_frames(const char* what, View x, ChunkPosition position) const;
+
+  // The tokens become part of the history: place kFrames or kTokens. finish() counts them.
+  void append(FillPlace place, View k, View v);
+  // The last launch of a commit of `joins` frames or tokens.
+  void finish(int64_t joins);
+
+  // The page's summaries are made anew; numbers below 0 are none.
+  void summarise(const int32_t* pages, int count);
+
+  PageLayout layout() const;
+
+  Told& told() const { return *reinterpret_cast<Told*>(told_.data()); }
+
+  cudaStream_t stream() const { return runtime_.stream(); }
+
+  // Pages of a head that `tokens` fill.
+  static int pages_for(int64_t tokens) {
+    return static_cast<int>((tokens + kPageKeys - 1) / kPageKeys);
+  }
+
+  const CacheOptions options_;
+  const FrameRing frames_;
+  Room room_;
+  DeviceArray<Counters> counters_;
+  HistoryReading reading_;
+
+ private:
+  Table table_of(int work_pages, const DeviceArray<int32_t>& begin,
+                 const DeviceArray<int32_t>& pages) const;
+  void write_shown() const;
+
+  int usual_work() const { return pages_for(options_.chunk_frames * options_.tokens_per_frame); }
+
+  Device device_;
+  Runtime& runtime_;
+  DeviceArray<unsigned char> store_;
+  DeviceArray<float> bad_;       // [2, heads]: of keys and values
+  DeviceArray<int32_t> filled_;  // pages that the last launch filled
+  DeviceArray<double> speeds_;   // of a moved sink, by pair
+  Buffer told_;
+  std::unique_ptr<PageSummaries> summaries_;
+  int current_pages_ = 0;  // of the chunk in work; 0: there is none
+  int moved_sink_ = -1;    // history page of the moved sink, once there is one
+  size_t num_growths_ = 0;
+
+  // What attention reads while there is a chunk in work, and what it was written for.
+  DeviceArray<int32_t> begin_, pages_;
+  mutable DevicePages shown_;
+  mutable int shown_work_ = 0;
+  mutable HistoryReading shown_reading_;
+  // The history alone, written when it is asked for.
+  DeviceArray<int32_t> history_begin_, history_pages_;
+  mutable DevicePages history_;
+};
+
+std::unique_ptr<KvCache> make_device_full_cache(Context& ctx, const CacheOptions& options);
+std::unique_ptr<KvCache> make_device_window_cache(Context& ctx, const CacheOptions& options);
+std::unique_ptr<KvCache> make_device_temp_cache(Context& ctx, const CacheOptions& options);
+
+}  // namespace longtake::cuda

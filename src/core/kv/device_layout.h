@@ -1,0 +1,128 @@
+// How the pages of one layer lie in the store of a CUDA cache, what its kernels count, and the two
+// launches that all policies share: tokens into pages, and the table of the pages that attention
+// reads. CUDA builds only.
+//
+//   store: [work: W pages of head 0, of head 1, ...]
+//          [history page 0 of all heads, history page 1 of all heads, ...]
+//          [pages of groups, taken by any head]
+//
+// so that a history that grows only grows at its end.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kv/device_pages.h"
+
+namespace longtake::cuda {
+
+struct PageLayout {
+  PageFormat format = PageFormat::kBf16;  // or kF32
+  int head_dim = 0;
+  int num_heads = 0;
+  int work_pages = 0;  // of a head
+  unsigned char* store = nullptr;
+
+  __host__ __device__ int work(int head, int page) const { return head * work_pages + page; }
+
+  __host__ __device__ int history(int head, int page) const {
+    return num_heads * (work_pages + page) + head;
+  }
+
+  size_t page_bytes() const { return paged_bytes(head_dim, format); }
+};
+
+// Frames that stay for ever, then a ring of the most recent ones; each has pages of its own.
+struct FrameRing {
+  int sink = 0, ring = 0;     // frames
+  int tokens = 0, pages = 0;  // of a frame
+
+  // First history page of the frame that came `index`-th.
+  __host__ __device__ int page_of(int64_t index) const {
+    const int64_t slot = index < sink ? index : sink + (index - sink) % ring;
+    return static_cast<int>(slot) * pages;
+  }
+};
+
+// Of one layer, on the device.
+struct Counters {
+  int64_t held = 0;         // frames committed (full: tokens), those that a window forgot included
+  int64_t first_frame = 0;  // of the sink
+  int64_t merged = 0, evicted = 0;
+};
+
+// What the host is told of one layer, in page-locked memory: this and, of every head, entries i32,
+// then a key and a value f32 that were not finite, 0 if all were.
+struct Told {
+  int64_t commits;
+  int64_t held, first_frame, merged, evicted;
+  int64_t pages;        // of the history, all heads
+  int64_t group_pages;  // taken from the pool
+
+  __host__ __device__ int32_t* entries() { return reinterpret_cast<int32_t*>(this + 1); }
+};
+
+enum class FillPlace : uint8_t {
+  kWork,    // the pages of the chunk in work
+  kFrames,  // frames counters->held, counters->held + 1, ...
+  kTokens   // behind counters->held tokens
+};
+
+struct Fill {
+  PageLayout layout;
+  FillPlace place = FillPlace::kWork;
+  FrameRing frames;
+  const Counters* counters = nullptr;
+  float* bad = nullptr;       // [2, heads], of keys and values; null: numbers are not looked at
+  int32_t* filled = nullptr;  // [fill_pages, heads]: pages written, -1: none; null: not wanted
+};
+
+// Pages of a head that fill_pages looks at.
+int fill_pages(const Fill& fill, int64_t tokens);
+
+// k, v [tokens, heads, D] into pages, with weight 1.
+void fill(const Fill& fill, const void* k, const void* v, int64_t tokens, cudaStream_t stream);
+
+// What the table shows, in this order: the chunk in work, the sink, the ring's frames from the
+// newest on (or a plain history), groups.
+struct Table {
+  PageLayout layout;
+  int work = 0;         // pages of a head in work that are shown
+  bool is_ring = true;  // false: pages of held tokens
+  FrameRing frames;
+  int64_t ring_frames = 0;  // most frames of the ring that are history
+  int64_t read_frames = 0;  // most of them that are shown
+  bool shows_sink = true;
+  int moved_sink = -1;  // the history page from which on the moved sink stands; -1: it is not moved
+  // Groups of every head and the pages they lie in, [heads, most_group_pages], counted from the
+  // pool's first; null: none.
+  const int32_t* num_groups = nullptr;
+  const int32_t* group_pages = nullptr;
+  int most_group_pages = 0;
+  int pool = 0;  // first page of the pool
+  // A commit's: so much joins counters->held first, and the host is told.
+  int64_t joins = 0;
+  const int64_t* clock = nullptr;
+  Counters* counters = nullptr;
+  Told* told = nullptr;  // null: not
+  const float* bad = nullptr;
+  const int32_t* pool_used = nullptr;
+  // Out: as HeadPages.
+  int32_t* begin = nullptr;
+  int32_t* pages = nullptr;
+};
+
+inline constexpr int kMostHeads = 1024;
+
+void write_table(const Table& table, cudaStream_t stream);
+
+// Copies of the sink's pages, from history page `to` on, with keys turned so that the sink stands
+// just before the frames that table shows of the ring, which end before *clock: pair i < pairs by
+// frames * speeds[i], f64 on the device.
+void move_sink(const Table& table, int to, int pairs, const double* speeds, cudaStream_t stream);
+
+// counters->held becomes `most` if it is more.
+void keep_at_most(Counters* counters, int64_t most, cudaStream_t stream);
+
+}  // namespace longtake::cuda

@@ -1,0 +1,50 @@
+// Policy `window` on CUDA: the first frames stay for ever, of the others the most recent; each has
+// pages of its own, a ring of them, so that a steady step moves and allocates nothing.
+#include "base/error.h"
+#include "kv/device_cache_base.h"
+
+namespace longtake::cuda {
+namespace {
+
+FrameRing ring_of(const CacheOptions& options) {
+  if (options.sink_frames < 0 || options.window_frames < 1)
+    throw Error(ErrorKind::kUsage,
+                str("window: expected at least 1 frame and 0 sink frames, found ",
+                    options.window_frames, " and ", options.sink_frames));
+  const int64_t pages = (options.tokens_per_frame + kPageKeys - 1) / kPageKeys;
+  return {static_cast<int>(options.sink_frames), static_cast<int>(options.window_frames),
+          static_cast<int>(options.tokens_per_frame), static_cast<int>(pages)};
+}
+
+class DeviceWindowCache final : public DeviceCache {
+ public:
+  DeviceWindowCache(Context& ctx, const CacheOptions& options)
+      : DeviceCache(ctx, options, ring_of(options)) {
+    allocate({pages_for(options.chunk_frames * options.tokens_per_frame),
+              (frames_.sink + frames_.ring) * frames_.pages, 0});
+    DeviceCache::reset();
+  }
+
+  void commit(Context&, View k, View v, ChunkPosition position) override {
+    check_tokens("commit", k, v);
+    check_frames("commit", k, position);
+    append(FillPlace::kFrames, k, v);
+    finish(position.num_frames);
+  }
+
+  void forget_window() override {
+    keep_at_most(counters_.data(), frames_.sink, stream());
+    finish(0);
+  }
+
+ protected:
+  void describe(Table& table) const override { table.ring_frames = options_.window_frames; }
+};
+
+}  // namespace
+
+std::unique_ptr<KvCache> make_device_window_cache(Context& ctx, const CacheOptions& options) {
+  return std::make_unique<DeviceWindowCache>(ctx, options);
+}
+
+}  // namespace longtake::cuda

@@ -1,0 +1,359 @@
+// The caches of CUDA devices against the CPU's: the same chunks go into both, and both must show
+// the same keys, values and weights.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "core_support.h"
+#include "device/cuda_runtime.h"
+#include "device/graph.h"
+#include "gpu_support.h"
+#include "kv/cache.h"
+#include "kv/device_pages.h"
+
+namespace longtake::cuda {
+namespace {
+
+// One key of a head as a page shows it.
+struct Shown {
+  std::vector<float> key, value;  // value: times its weight
+  float weight = 1;
+
+  bool operator<(const Shown& other) const { return key < other.key; }
+};
+
+using Head = std::vector<Shown>;
+
+std::vector<std::byte> downloaded(const void* from, size_t bytes) {
+  std::vector<std::byte> out(bytes);
+  check(cudaMemcpy(out.data(), from, bytes, cudaMemcpyDeviceToHost), "download");
+  return out;
+}
+
+template <typename T>
+std::vector<T> downloaded(const T* from, size_t count) {
+  std::vector<T> out(count);
+  check(cudaMemcpy(out.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost), "download");
+  return out;
+}
+
+// Used slots of a device's page; what unused ones hold is checked.
+void read_page(const DevicePages& pages, int page, Head& out) {
+  const size_t bytes = paged_bytes(pages.head_dim, pages.format);
+  const auto raw = downloaded(
+      static_cast<const std::byte*>(pages.store) + static_cast<size_t>(page) * bytes, bytes);
+  const int dim = pages.head_dim;
+  const bool wide = pages.format == PageFormat::kF32;
+  const size_t matrix = static_cast<size_t>(kPageKeys * dim) * (wide ? 4 : 2);
+  const auto number = [&](size_t base, int row, int channel) {
+    if (wide) return reinterpret_cast<const float*>(raw.data() + base)[row * dim + channel];
+    const int chunk = channel / 8;
+    const int offset =
+        chunk / 8 * (kPageKeys * 128) + row * 128 + ((chunk % 8 ^ row % 8) * 16) + channel % 8 * 2;
+    bf16 x;
+    std::memcpy(&x, raw.data() + base + static_cast<size_t>(offset), 2);
+    return static_cast<float>(x);
+  };
+  const auto* weights = reinterpret_cast<const float*>(raw.data() + 2 * matrix);
+  Head used, unused;
+  for (int row = 0; row < kPageKeys; ++row) {
+    Shown shown;
+    for (int d = 0; d < dim; ++d) {
+      shown.key.push_back(number(0, row, d));
+      shown.value.push_back(number(matrix, row, d));
+    }
+    shown.weight = weights[row];
+    (shown.weight > 0 ? used : unused).push_back(shown);
+  }
+  ASSERT_FALSE(used.empty());
+  for (const Shown& one : unused) {
+    EXPECT_EQ(one.weight, 0);
+    EXPECT_TRUE(std::all_of(one.value.begin(), one.value.end(), [](float x) { return x == 0; }));
+    const auto same = [&](const Shown& other) { return other.key == one.key; };
+    EXPECT_TRUE(std::any_of(used.begin(), used.end(), same)) << "an unused slot holds a stray key";
+  }
+  out.insert(out.end(), used.begin(), used.end());
+}
+
+std::vector<Head> device_heads(Context& ctx, const KvView& view) {
+  ctx.synchronize();
+  const DevicePages& pages = *view.device;
+  const auto heads = static_cast<size_t>(pages.heads.num_heads);
+  const std::vector<int32_t> begin = downloaded(pages.heads.begin, heads + 1);
+  const std::vector<int32_t> list =
+      downloaded(pages.heads.pages, static_cast<size_t>(begin.back()));
+  std::vector<Head> out(heads);
+  for (size_t head = 0; head < heads; ++head) {
+    EXPECT_LE(begin[head + 1] - begin[head], pages.max_pages_per_head);
+    for (int32_t i = begin[head]; i < begin[head + 1]; ++i)
+      read_page(pages, list[static_cast<size_t>(i)], out[head]);
+  }
+  return out;
+}
+
+std::vector<Head> host_heads(const KvView& view) {
+  std::vector<Head> out;
+  const auto dim = static_cast<size_t>(view.head_dim);
+  for (const PageList& list : view.heads) {
+    Head head;
+    for (const KvPage& page : list) {
+      for (int64_t slot = 0; slot < page.num_keys; ++slot) {
+        Shown shown{std::vector<float>(dim), std::vector<float>(dim), 1};
+        read_token(page, view.dtype, view.head_dim, slot, shown.key.data(), shown.value.data());
+        shown.weight = std::exp(page.bias[slot]);
+        for (float& x : shown.value) x *= shown.weight;
+        head.push_back(shown);
+      }
+    }
+    out.push_back(head);
+  }
+  return out;
+}
+
+// Equal as sets of keys: the order of pages is the device's own.
+void expect_same(std::vector<Head> found, std::vector<Head> expected, float slack = 0) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t head = 0; head < found.size(); ++head) {
+    ASSERT_EQ(found[head].size(), expected[head].size()) << "head " << head;
+    std::sort(found[head].begin(), found[head].end());
+    std::sort(expected[head].begin(), expected[head].end());
+    for (size_t i = 0; i < found[head].size(); ++i) {
+      const Shown& a = found[head][i];
+      const Shown& b = expected[head][i];
+      for (size_t d = 0; d < a.key.size(); ++d) {
+        ASSERT_NEAR(a.key[d], b.key[d], slack) << "head " << head << ", key " << i;
+        ASSERT_NEAR(a.value[d], b.value[d], slack) << "head " << head << ", value " << i;
+      }
+      ASSERT_NEAR(a.weight, b.weight, slack) << "head " << head << ", key " << i;
+    }
+  }
+}
+
+// A cache on each side, and the way chunks take into both.
+class Pair {
+ public:
+  explicit Pair(CacheOptions options) : clock_(gpu_.device(), DType::kI64, {1}), options_(options) {
+    host_ = make_cache(cpu_, options);
+    options.clock = clock_;
+    device_ = make_cache(gpu_, options);
+  }
+
+  // One chunk: what is in work is looked at, then it joins the history.
+  void chunk(View k, View v, int64_t first_frame) {
+    set_clock(first_frame);
+    device_->prepare_chunk(gpu_);
+    const Tensor dk = copied(k), dv = copied(v);
+    const ChunkPosition position{first_frame, k.dim(0) / options_.tokens_per_frame};
+    host_->commit(cpu_, k, v, position);
+    device_->commit(gpu_, dk, dv, position);
+    gpu_.synchronize();
+  }
+
+  void current(View k, View v) {
+    host_->set_current(cpu_, k, v);
+    device_->set_current(gpu_, copied(k), copied(v));
+    gpu_.synchronize();
+  }
+
+  void expect_equal(float slack = 0) {
+    expect_same(device_heads(gpu_, device_->view()), host_heads(host_->view()), slack);
+  }
+
+  void expect_equal_counts() {
+    gpu_.synchronize();
+    EXPECT_EQ(device_->entries(), host_->entries());
+    EXPECT_EQ(device_->total_entries(), host_->total_entries());
+  }
+
+  void set_clock(int64_t frame) {
+    check(cudaMemcpy(clock_.view().raw(), &frame, sizeof frame, cudaMemcpyHostToDevice), "clock");
+  }
+
+  Tensor copied(View x) const {
+    Tensor out(gpu_.device(), x.dtype(), x.shape());
+    check(cudaMemcpy(out.view().raw(), x.raw(), x.bytes(), cudaMemcpyHostToDevice), "copy");
+    return out;
+  }
+
+  Context cpu_{Device{}, 1};
+  Context gpu_{Device{DeviceKind::kCuda, 0}};
+  Tensor clock_;
+  CacheOptions options_;
+  std::unique_ptr<KvCache> host_, device_;
+};
+
+CacheOptions options_of(const std::string& memory, DType dtype, int64_t heads, int64_t dim,
+                        int64_t tokens, int64_t chunk_frames = 1) {
+  CacheOptions options;
+  options.memory = memory;
+  options.dtype = dtype;
+  options.num_heads = heads;
+  options.head_dim = dim;
+  options.tokens_per_frame = tokens;
+  options.chunk_frames = chunk_frames;
+  return options;
+}
+
+Tensor chunk_of(const CacheOptions& options, uint32_t stream) {
+  return random_tensor(
+      options.dtype,
+      {options.chunk_frames * options.tokens_per_frame, options.num_heads, options.head_dim},
+      stream);
+}
+
+class DeviceCacheTest : public ::testing::Test {
+ protected:
+  void SetUp() override { skip_without_gpu(); }
+};
+
+TEST_F(DeviceCacheTest, FullShowsWhatTheCpuShows) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int64_t tokens : {1, 127, 128, 129, 300}) {
+      SCOPED_TRACE(str(name_of(dtype), ", ", tokens, " tokens"));
+      Pair pair(options_of("full", dtype, 3, 64, tokens));
+      for (uint32_t frame = 0; frame < 5; ++frame) {
+        const Tensor k = chunk_of(pair.options_, 10 * frame),
+                     v = chunk_of(pair.options_, 10 * frame + 1);
+        pair.current(v, k);
+        pair.expect_equal();
+        pair.chunk(k, v, frame);
+        pair.expect_equal();
+        pair.expect_equal_counts();
+      }
+      EXPECT_GT(pair.device_->num_growths(), 0U);
+      pair.host_->reset();
+      pair.device_->reset();
+      pair.expect_equal();
+      pair.expect_equal_counts();
+      const Tensor k = chunk_of(pair.options_, 7);
+      pair.chunk(k, k, 9);
+      pair.expect_equal();
+    }
+  }
+}
+
+TEST_F(DeviceCacheTest, WindowShowsWhatTheCpuShows) {
+  for (const int64_t chunk : {1, 3}) {
+    for (const int64_t tokens : {40, 128, 200}) {
+      SCOPED_TRACE(str(chunk, " frames of ", tokens, " tokens"));
+      CacheOptions options = options_of("window", DType::kBF16, 2, 128, tokens, chunk);
+      options.sink_frames = 2;
+      options.window_frames = 4;
+      Pair pair(options);
+      for (uint32_t i = 0; i < 6; ++i) {
+        const Tensor k = chunk_of(options, 10 * i), v = chunk_of(options, 10 * i + 1);
+        pair.current(v, k);
+        pair.expect_equal();
+        pair.chunk(k, v, i * chunk);
+        pair.expect_equal();
+        pair.expect_equal_counts();
+        if (i != 3) continue;
+        pair.host_->forget_window();
+        pair.device_->forget_window();
+        pair.expect_equal();
+        pair.expect_equal_counts();
+      }
+    }
+  }
+}
+
+TEST_F(DeviceCacheTest, WindowReadsWhatItIsTold) {
+  using Sink = HistoryReading::Sink;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    CacheOptions options = options_of("window", dtype, 2, 64, 48, 2);
+    options.sink_frames = 2;
+    options.window_frames = 5;
+    Pair pair(options);
+    for (uint32_t i = 0; i < 6; ++i) {
+      const int64_t next = 3 + 2 * i;
+      const Tensor k = chunk_of(options, 10 * i), v = chunk_of(options, 10 * i + 1);
+      for (const Sink sink : {Sink::kInPlace, Sink::kHidden, Sink::kBeforeWindow}) {
+        for (const int64_t window : {int64_t{2}, std::numeric_limits<int64_t>::max()}) {
+          SCOPED_TRACE(str("chunk ", i, ", sink ", static_cast<int>(sink), ", window ", window));
+          const HistoryReading reading{sink, window, next, 9, 10000};
+          pair.set_clock(next);
+          pair.host_->set_reading(pair.cpu_, reading);
+          pair.device_->set_reading(pair.gpu_, reading);
+          pair.current(v, k);
+          // Rotations are rounded alike but for the last bit of a sine.
+          pair.expect_equal(sink == Sink::kBeforeWindow ? dtype == DType::kF32 ? 1e-5F : 0.03F : 0);
+        }
+      }
+      pair.chunk(k, v, next);
+      pair.expect_equal();
+    }
+  }
+}
+
+TEST_F(DeviceCacheTest, ReplaysEqualEagerRuns) {
+  for (const std::string memory : {"full", "window"}) {
+    SCOPED_TRACE(memory);
+    CacheOptions options = options_of(memory, DType::kBF16, 3, 64, 100);
+    options.window_frames = 3;
+    options.reserve_tokens = 100 * 20;
+    Pair pair(options);
+    const Shape shape{options.tokens_per_frame, options.num_heads, options.head_dim};
+    const Tensor k(pair.gpu_.device(), options.dtype, shape);
+    const Tensor v(pair.gpu_.device(), options.dtype, shape);
+    Graph graph;
+    for (uint32_t i = 0; i < 9; ++i) {
+      const Tensor hk = chunk_of(options, 10 * i), hv = chunk_of(options, 10 * i + 1);
+      check(cudaMemcpy(k.view().raw(), hk.view().raw(), hk.bytes(), cudaMemcpyHostToDevice), "k");
+      check(cudaMemcpy(v.view().raw(), hv.view().raw(), hv.bytes(), cudaMemcpyHostToDevice), "v");
+      pair.set_clock(i);
+      EXPECT_FALSE(pair.device_->prepare_chunk(pair.gpu_));
+      graph.run(pair.gpu_, [&] {
+        pair.device_->set_current(pair.gpu_, k, v);
+        static_cast<void>(pair.device_->view());
+        pair.device_->commit(pair.gpu_, k, v, {i, 1});
+      });
+      pair.host_->commit(pair.cpu_, hk, hv, {i, 1});
+      pair.expect_equal();
+      pair.expect_equal_counts();
+    }
+    EXPECT_TRUE(graph.is_recorded());
+  }
+}
+
+TEST_F(DeviceCacheTest, NumbersThatAreNotFiniteAreNamed) {
+  CacheOptions options = options_of("window", DType::kBF16, 3, 64, 20);
+  options.layer = 7;
+  Pair pair(options);
+  Tensor k = chunk_of(options, 0), v = chunk_of(options, 1);
+  pair.chunk(k, v, 0);
+  EXPECT_NO_THROW(pair.device_->expect_finite());
+  v.data<bf16>()[(5 * 3 + 2) * 64 + 3] = bf16(-INFINITY);
+  std::string said, expected;
+  try {
+    pair.host_->commit(pair.cpu_, k, v, {1, 1});
+  } catch (const Error& error) {
+    expected = error.what();
+  }
+  try {
+    pair.device_->prepare_chunk(pair.gpu_);
+    pair.device_->commit(pair.gpu_, pair.copied(k), pair.copied(v), {1, 1});
+    pair.gpu_.synchronize();
+    pair.device_->expect_finite();
+  } catch (const Error& error) {
+    said = error.what();
+  }
+  EXPECT_NE(expected, "");
+  EXPECT_EQ(said, expected);
+}
+
+TEST_F(DeviceCacheTest, WhatTheGpuDoesNotDoIsSaidInOneLine) {
+  Context gpu(Device{DeviceKind::kCuda, 0});
+  const Tensor clock(gpu.device(), DType::kI64, {1});
+  CacheOptions options = options_of("flowcache", DType::kBF16, 2, 64, 16);
+  options.clock = clock;
+  options.budget_tokens = 1024;
+  EXPECT_THROW(make_cache(gpu, options), Error);
+}
+
+}  // namespace
+}  // namespace longtake::cuda
