@@ -25,7 +25,8 @@ PATH_KINDS = np.array([overworld.EXPLORE, overworld.OFF_PHASE, overworld.RETURNI
 PATH_SHARES = np.array([0.55, 0.2, 0.1, 0.15])
 PROPERTIES = {"theme": 8, "sea": 3, "forest": 3, "landmark": 8, "colour": 8}  # of a region, and their values
 UNSAID = -100  # a property that the prompt leaves open
-STRAYED_SHARE = 0.4  # of batches whose context shows the land under a wrong theme
+STRAYED_SHARE = 0.15  # of batches whose context shows the land under a wrong theme
+MOVED_SHARE = 0.5  # of memory clips whose memory saw the land from poses a few pixels beside
 RETURN_SHARE = 0.65  # of context segments that saw a place of the clip's last half
 
 
@@ -78,6 +79,14 @@ def memory_times(xy: np.ndarray, frames: int, rng: np.random.Generator) -> np.nd
     return np.concatenate([np.sort(np.fromiter(memory, int)), np.arange(start, start + tail)])
 
 
+def memory_moves(batch: int, rng: np.random.Generator) -> np.ndarray:
+    """By how many pixels (x, y) the memory of every clip is moved, [batch, 2] int32: walks go back over the poses they
+    came by, or with one turn beside them, but a place must be known from any of its phases on the screen."""
+    moves = 4 * rng.integers(-2, 3, (batch, 2))
+    moves[rng.random(batch) >= MOVED_SHARE] = 0
+    return moves.astype(np.int32)
+
+
 def torus_tokens(xy: np.ndarray) -> Tensor:
     """Pixels -> tokens on the torus, exact multiples of 1/4."""
     return torch.from_numpy((xy % overworld.TORUS).astype(np.float32) / 16)
@@ -103,6 +112,8 @@ def make_batch(
         else:
             times = np.stack([memory_times(walks[m], frames, rng) for m in maps])
         xy = np.take_along_axis(walks[maps], times[:, :, None], 1)
+        if kind == "memory":
+            xy[:, : frames // 2] += memory_moves(batch, rng)[:, None]
         told = [prompt_and_properties(pool, m, rng, text_len) for m in maps]
         ids, properties = (np.stack(part) for part in zip(*told))
 

@@ -7,6 +7,7 @@
 #   training/gpu_run.sh poll [SECONDS [ema|export]]
 #                                                 waits that long (less if training ends), prints the log's end, copies
 #                                                 the log, and the checkpoint if one is named
+#   training/gpu_run.sh collect ema|export        the same at once, without waiting; for the tail of another command
 #   training/gpu_run.sh stop                      ends the training that `start` began, with its processes
 #   training/gpu_run.sh evaluate [evaluate.py options]
 #                                                 in the foreground, of the newest checkpoint; tables and sheets
@@ -19,6 +20,14 @@ mkdir -p "$out" "$run"
 
 copy_checkpoint() { # ema: bf16, four parts; export: int8, two parts
   cp "$run/$1"/part*.safetensors "$run/$1/config.json" "$out/" && cp "$run/progress.json" "$out/"
+}
+
+show_log() {
+  tail -n "$1" "$run/train.log"
+  tail -qn 3 "$run"/warm-*.log 2>/dev/null
+  echo "--- stdout"
+  grep -v -i warn "$run/stdout.log" | tail -n 5
+  cp "$run/train.log" "$out/"
 }
 
 case ${1:-} in
@@ -45,15 +54,15 @@ poll)
     kill -0 "$(cat "$run/pid")" 2>/dev/null || { echo "training has ended"; break; }
     sleep 5
   done
-  tail -n 25 "$run/train.log"
-  tail -qn 3 "$run"/warm-*.log 2>/dev/null
-  echo "--- stdout"
-  grep -v -i warn "$run/stdout.log" | tail -n 5
+  show_log 25
   nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader
   uptime
-  cp "$run/train.log" "$out/"
   [ $# -ge 3 ] && copy_checkpoint "$3"
   ls -la "$run" "$out"
+  ;;
+collect)
+  show_log 8
+  copy_checkpoint "$2"
   ;;
 stop)
   kill -- "-$(cat "$run/pid")"

@@ -27,7 +27,8 @@ from text_probe import PromptStore, StreamProbe, TextProbe, property_loss, regio
 
 CONTEXT_NOISE = 0.3
 SHIFT = 2.5  # of the noise levels trained at
-UNIFORM_SHARE = 0.2  # of frames at uniform levels instead: low noise, where the picture becomes sharp
+UNIFORM_SHARE = 0.5  # of frames at uniform levels instead: low noise, where the picture becomes sharp
+DRIFTED_SHARE = 0.5  # of clips with own context in which all frames from one on are the model's own, as in play
 TEXT_SHIFT = 5.0  # of half of the frames that are made from text alone: high noise, where their theme is decided
 WITHOUT_CONTEXT = (np.cumsum(SHOTS) - SHOTS).tolist()  # frames of a `shots` clip that see no other frame
 PROBE_WEIGHT = 0.1  # of both probes' cross entropy, falling to 0 at PROBE_UNTIL of the budget
@@ -74,8 +75,8 @@ class Course:
 FROM_NOTHING = Course()
 # Pictures and memory are there: they are kept in use from the start at a lower rate, while the text parts learn on.
 RESUMED = Course(
-    body_rate=0.6, decay_from=0.1, ema_decay=0.999,
-    text_until=0.4, memory_from=0.0, short_until=0.7, own_context_from=0.0,
+    body_rate=0.6, decay_from=0.1, ema_decay=0.996,
+    text_until=0.0, memory_from=0.0, short_until=0.5, own_context_from=0.0,
 )  # fmt: skip
 TEXT_PARTS = ("text_encoder.", "text_embedding.", "cross_attn.", "pose_embedding.", "probe.")
 
@@ -217,14 +218,22 @@ class TransformerTrainer:
     @torch.no_grad()
     def own_context(self, kind: str, batch: Batch, text: Tensor, z: Tensor, seen: Tensor, rounds: int) -> Tensor:
         """The context `seen` with some frames replaced by predictions; in a second round by predictions from
-        predictions, as mistakes add up in a long rollout. Each clip has its own share of replaced frames."""
+        predictions, as mistakes add up in a long rollout."""
         context = seen
+        replaced = self.own_frames(*z.shape[:2])[..., None, None, None]
         for _ in range(rounds):
             predicted = self.own_prediction(kind, batch, text, z, context)
-            share = torch.rand(z.shape[0], 1, device=z.device)
-            replaced = torch.rand(z.shape[:2], device=z.device) < share
-            context = torch.where(replaced[..., None, None, None], predicted, seen)
+            context = torch.where(replaced, predicted, seen)
         return context
+
+    def own_frames(self, clips: int, frames: int) -> Tensor:
+        """Which frames of the context are the model's own, [B, F] bool. Either all from a random one on: in play every
+        frame since the last true one is, so that nothing near can be trusted, and what is right lies far back. Or
+        each frame by itself, with a share of the clip's own."""
+        rand = lambda *shape: torch.rand(*shape, device=self.run.device)
+        alone = rand(clips, frames) < rand(clips, 1)
+        drifted = torch.arange(frames, device=self.run.device) >= frames * rand(clips, 1)
+        return torch.where(rand(clips, 1) < DRIFTED_SHARE, drifted, alone)
 
     def noise_levels(self, kind: str, frames: tuple[int, int]) -> Tensor:
         """Levels [B, F] to train at."""
