@@ -21,7 +21,8 @@ import overworld
 import reference
 import sampler
 import text_probe
-from transformer_stage import FROM_NOTHING, RESUMED, Mask
+from run import Run
+from transformer_stage import FROM_NOTHING, RESUMED, Mask, TransformerTrainer
 
 
 def tiny_model(seed: int = 0) -> m.WorldModel:
@@ -172,10 +173,29 @@ class SamplerTest(unittest.TestCase):
             torch.testing.assert_close(z, target, rtol=1e-4, atol=1e-4)
 
 
+    def test_a_frame_without_history_has_its_own_levels(self):
+        own = m.SamplerConfig("ode", 4, 2.5)
+        self.assertEqual([own.of_frame(seen) for seen in (True, False)], [(4, 2.5)] * 2)
+        own = m.SamplerConfig("ode", 4, 1.5, first_steps=12, first_shift=3.0)
+        self.assertEqual([own.of_frame(seen) for seen in (True, False)], [(4, 1.5), (12, 3.0)])
+        own.num_steps = 20
+        self.assertEqual(own.of_frame(False), (20, 3.0))
+
+
+class OwnContextTest(unittest.TestCase):
+    def test_own_frames_follow_each_other_or_stand_alone(self):
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = TransformerTrainer(Run(0, 1, folder, "cpu", False), tiny_model(), {"short": 1}, RESUMED)
+        own = trainer.own_frames(400, 32).int()
+        drifted = ((own.diff(dim=1) >= 0).all(1)).float().mean().item()
+        self.assertTrue(0.5 < drifted < 0.7, drifted)  # those that stand alone may fall so by chance
+        self.assertAlmostEqual(own.float().mean().item(), 0.5, delta=0.06)
+
+
 class CourseTest(unittest.TestCase):
     def test_clips_of_a_resumed_run(self):
         early = [RESUMED.kind(step, 0.2) for step in range(4)]
-        self.assertEqual(early, ["shots", "short", "shots", "memory"])
+        self.assertEqual(early, ["shots", "short", "memory", "memory"])
         late = [RESUMED.kind(step, 0.9) for step in range(4)]
         self.assertEqual(late, ["shots", "memory", "memory", "memory"])
         self.assertEqual([FROM_NOTHING.kind(step, 0.2) for step in range(2)], ["shots", "short"])
@@ -293,6 +313,14 @@ class WorldTest(unittest.TestCase):
             spans.append(times[-1] - times[0])
         self.assertGreater(max(spans), 900)
 
+    def test_memory_is_moved_by_every_phase(self):
+        moves = clips.memory_moves(400, np.random.default_rng(2))
+        self.assertEqual({int(v) for v in moves.ravel() % 16}, {0, 4, 8, 12})
+        still = (moves == 0).all(1).mean()
+        self.assertAlmostEqual(still, 1 - clips.MOVED_SHARE * 24 / 25, delta=0.08)
+        batch = clips.make_batch("memory", 1, overworld.Pool(9, 1), np.random.default_rng(3), 384, pin=False)
+        self.assertEqual(batch.pixels.shape, (1, 128, 128, 256, 3))
+
     def test_psnr_counts_masked_pixels_alone(self):
         a = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
         b, mask = a.clone(), torch.zeros(1, 4, 4)
@@ -336,13 +364,15 @@ class ReferenceTest(unittest.TestCase):
     def test_writes_every_layer(self):
         with tempfile.TemporaryDirectory() as folder:
             config = m.tiny_config(len(make_tiny.WORDS))
-            config.sampler.num_steps, config.sampler.type = 2, "renoise"
+            config.sampler = m.SamplerConfig("renoise", 2, first_steps=3)
             m.save_model(folder, config, tiny_model().state_dict(), make_tiny.WORDS)
             with torch.inference_mode():
                 out = reference.run(folder, "a red tower .", 2, 7, (1400, 1480), (8, 4))
         self.assertEqual(out["frame1.step2.blocks.1"].shape, (128, 64))
         self.assertEqual(out["frame1.pixels"].shape, (3, 128, 256))
         self.assertIn("frame1.step1.noise", out)
+        self.assertIn("frame0.step3.head", out)
+        self.assertNotIn("frame1.step3.head", out)
         self.assertTrue(all(value.isfinite().all() for value in out.values()))
 
 

@@ -20,6 +20,7 @@ Routes: `exact` comes back over the very poses it went out by, `off_phase` 4 px 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fcntl
 import functools
 import json
@@ -38,6 +39,7 @@ import overworld
 from checkpoint import load_config, load_weights
 from model import WorldModel
 from rollout import Player
+from sampler import add_sampler_arguments, chosen_sampler
 
 PRIMED = 32
 WINDOW, SINK = 36, 1
@@ -280,8 +282,7 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace, model: WorldModel, device: torch.device):
         self.args, self.device = args, device
         self.text_len = model.config.text_encoder.text_len
-        sampler = model.config.sampler
-        self.player = Player(model, device, sampler.num_steps, sampler.type)
+        self.player = Player(model, device)
         self.out = Path(args.out)
 
     def put(self, name: str, value) -> None:
@@ -421,17 +422,17 @@ class Evaluation:
         truth_back, truth_ahead = maps.truth(back), maps.truth(ahead)
         primed = self.player.encode(truth_back[:, :PRIMED])
         player = self.player
-        before = player.num_steps, player.kind, player.shift
+        before = player.sampler
         kinds = [("ode", n) for n in (4, 3, 2, 1)] + [("renoise", n) for n in (4, 2)]
         for shift in SHIFTS:
             for kind, steps in kinds:
-                player.num_steps, player.kind, player.shift = steps, kind, shift
+                player.sampler = dataclasses.replace(before, type=kind, num_steps=steps, shift=shift)
                 made = player.decode(player.play(maps.ids, tokens(back), primed))
                 mean, _ = seen_land_psnr(made, truth_back, back, self.device)
                 made = player.decode(player.play(maps.ids, tokens(ahead)))
                 sharpness = gradient(made) / gradient(truth_ahead)
                 self.put(f"sampler.{kind}.{steps}.shift{shift}", {"seen_land_psnr": mean, "sharpness": sharpness})
-        player.num_steps, player.kind, player.shift = before
+        player.sampler = before
 
 def table(r: dict) -> str:
     """The go / no-go table from the rows that are known."""
@@ -474,9 +475,7 @@ def worker(rank: int, args: argparse.Namespace, taken) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     config = load_config(args.model)
-    config.sampler.num_steps = args.steps or config.sampler.num_steps
-    config.sampler.type = args.sampler or config.sampler.type
-    config.sampler.shift = args.shift or config.sampler.shift
+    config.sampler = chosen_sampler(config.sampler, args)
     model = WorldModel(config)
     model.load_state_dict(load_weights(args.model))
     evaluation = Evaluation(args, model.eval(), device)
@@ -502,9 +501,7 @@ def main() -> None:
     parser.add_argument("--text-maps", type=int, default=48)
     parser.add_argument("--walk", type=int, default=136, help="frames of the straight walk")
     parser.add_argument("--lag", type=int, default=100)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--sampler", choices=("ode", "renoise"))
-    parser.add_argument("--shift", type=float, help="of the sampler's noise levels; default: the model's")
+    add_sampler_arguments(parser)
     parser.add_argument("--threads", type=int, default=16, help="of the renderer, per process")
     parser.add_argument("--processes", type=int, help="default: one per GPU")
     parser.add_argument("--parts", default=",".join(PARTS))

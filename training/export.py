@@ -17,6 +17,7 @@ from checkpoint import load_config, load_weights
 from clips import torus_tokens
 from model import WorldModel, load_model, save_model
 from rollout import Player
+from sampler import add_sampler_arguments, chosen_sampler
 
 
 def quantisation_cost(exact: WorldModel, stored: WorldModel, maps: int, frames: int) -> dict[str, float]:
@@ -30,11 +31,10 @@ def quantisation_cost(exact: WorldModel, stored: WorldModel, maps: int, frames: 
     text_len = exact.config.text_encoder.text_len
     ids = torch.stack([torch.from_numpy(overworld.tokenize(pool.prompt(m, m), text_len)).long() for m in range(maps)])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sampler = exact.config.sampler
     truth = to_unit(pixels)
     result, rollouts = {}, []
     for name, model in (("float32", exact), ("stored", stored)):
-        player = Player(model, device, sampler.num_steps, sampler.type)
+        player = Player(model, device)
         decode = lambda z: to_unit(player.decode(z))
         latents = player.encode(pixels.view(maps, frames, *pixels.shape[1:]))
         result[f"autoencoder_psnr.{name}"] = psnr(decode(latents), truth).mean().item()
@@ -49,16 +49,12 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default="models/world")
     parser.add_argument("--storage", choices=("int8", "bf16", "f32"), default="int8")
     parser.add_argument("--bf16", nargs="*", default=[], metavar="PREFIX", help="tensors kept in bf16")
-    parser.add_argument("--steps", type=int, help="sampling steps to ship")
-    parser.add_argument("--sampler", choices=("ode", "renoise"))
-    parser.add_argument("--shift", type=float, help="of the sampler's noise levels")
+    add_sampler_arguments(parser)
     parser.add_argument("--maps", type=int, default=2, help="to measure the cost on; 0 measures nothing")
     parser.add_argument("--frames", type=int, default=16)
     args = parser.parse_args()
     config, state = load_config(args.checkpoint), load_weights(args.checkpoint)
-    config.sampler.num_steps = args.steps or config.sampler.num_steps
-    config.sampler.type = args.sampler or config.sampler.type
-    config.sampler.shift = args.shift or config.sampler.shift
+    config.sampler = chosen_sampler(config.sampler, args)
     save_model(args.folder, config, state, overworld.vocabulary(), args.storage, args.bf16)
     size = sum(path.stat().st_size for path in Path(args.folder).iterdir() if path.name != "README.md")
     parameters = sum(value.numel() for value in state.values())

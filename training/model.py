@@ -75,6 +75,14 @@ class SamplerConfig:
     type: str = "ode"  # or "renoise"
     num_steps: int = 4
     shift: float = 2.5
+    first_steps: int = 0  # at least so many steps for a frame without history: a whole screen of news
+    first_shift: float = 0.0  # of those steps; 0: as `shift`
+
+    def of_frame(self, has_history: bool) -> tuple[int, float]:
+        """Number of steps and shift of a frame."""
+        if has_history:
+            return self.num_steps, self.shift
+        return max(self.num_steps, self.first_steps), self.first_shift or self.shift
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     python training/reference.py build/tiny build/tiny/reference.safetensors --frames 3 --prompt "a winter land"
 
-Tensors (S = 128 tokens, row-major; step `num_steps` is the clean pass that fills the cache):
+Tensors (S = 128 tokens, row-major; the step behind a frame's last is the clean pass that fills the cache):
     prompt.ids [T] i32, cameras [F, 2] f32 in tokens, frameF.stepK.noise [C, h, w] (the noise drawn at that step)
     text.layers.N, text.output [T, text dim]
     frameF.stepK.blocks.N [S, dim], frameF.stepK.head [C, h, w] (the velocity), frameF.latent [C, h, w],
@@ -64,8 +64,9 @@ def run(
             out[f"frame{frame}.step{step}.noise"] = values
             return values[None]
 
-        z = sample_frame(velocity, noise, sampler.num_steps, sampler.shift, sampler.type)
-        velocity(z, 0.0, sampler.num_steps)
+        num_steps, shift = sampler.of_frame(frame > 0)
+        z = sample_frame(velocity, noise, num_steps, shift, sampler.type)
+        velocity(z, 0.0, num_steps)
         cache.commit()
         out[f"frame{frame}.latent"] = z[0]
         out[f"frame{frame}.pixels"] = model.autoencoder.decode(z)[0]

@@ -14,10 +14,9 @@ from sampler import sample_frame
 class Player:
     """Plays with bf16 arithmetic on a GPU, float32 on a CPU."""
 
-    def __init__(self, model: WorldModel, device: torch.device, num_steps: int, kind: str, seed: int = 1):
+    def __init__(self, model: WorldModel, device: torch.device, seed: int = 1):
         self.model, self.device = model.to(device), device
-        self.num_steps, self.kind = num_steps, kind
-        self.shift = model.config.sampler.shift
+        self.sampler = model.config.sampler
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.seed = seed
         # Weights that require gradients are cast once inside an autocast region, others at every use.
@@ -47,7 +46,7 @@ class Player:
                 if primed is not None and frame < primed.shape[1]:
                     z = primed[:, frame]
                 else:
-                    z = sample_frame(velocity, noise, self.num_steps, self.shift, self.kind)
+                    z = sample_frame(velocity, noise, *self.sampler.of_frame(cache.length > 0), self.sampler.type)
                 velocity(z, 0.0)
                 cache.commit()
                 out.append(z)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Callable
 
 from torch import Tensor
+
+from model import SamplerConfig
 
 
 def shifted(u, shift: float):
@@ -34,3 +37,22 @@ def sample_frame(
         else:
             z = (1 - following) * (z - t * v) + following * noise(step + 1)
     return z
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sampler", choices=("ode", "renoise"))
+    parser.add_argument("--steps", type=int, help="sampling steps; default of all these: the model's")
+    parser.add_argument("--shift", type=float, help="of the sampler's noise levels")
+    parser.add_argument("--first-steps", type=int, help="at least so many for a frame without history")
+    parser.add_argument("--first-shift", type=float, help="of the noise levels of such a frame")
+
+
+def chosen_sampler(own: SamplerConfig, args: argparse.Namespace) -> SamplerConfig:
+    """The model's own sampler with what the command line says in its place."""
+    return SamplerConfig(
+        args.sampler or own.type,
+        args.steps or own.num_steps,
+        args.shift or own.shift,
+        own.first_steps if args.first_steps is None else args.first_steps,
+        own.first_shift if args.first_shift is None else args.first_shift,
+    )
