@@ -313,11 +313,11 @@ class WorldTest(unittest.TestCase):
             spans.append(times[-1] - times[0])
         self.assertGreater(max(spans), 900)
 
-    def test_memory_is_moved_by_every_phase(self):
-        moves = clips.memory_moves(400, np.random.default_rng(2))
+    def test_pieces_of_a_clip_stand_beside_its_walk(self):
+        moves = clips.moves_aside(400, 32, 8, np.random.default_rng(2))
         self.assertEqual({int(v) for v in moves.ravel() % 16}, {0, 4, 8, 12})
-        still = (moves == 0).all(1).mean()
-        self.assertAlmostEqual(still, 1 - clips.MOVED_SHARE * 24 / 25, delta=0.08)
+        self.assertTrue((moves.reshape(400, 4, 8, 2) == moves.reshape(400, 4, 8, 2)[:, :, :1]).all())
+        self.assertAlmostEqual((moves == 0).all((1, 2)).mean(), 1 - clips.MOVED_SHARE, delta=0.08)
         batch = clips.make_batch("memory", 1, overworld.Pool(9, 1), np.random.default_rng(3), 384, pin=False)
         self.assertEqual(batch.pixels.shape, (1, 128, 128, 256, 3))
 

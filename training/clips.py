@@ -26,7 +26,8 @@ PATH_SHARES = np.array([0.55, 0.2, 0.1, 0.15])
 PROPERTIES = {"theme": 8, "sea": 3, "forest": 3, "landmark": 8, "colour": 8}  # of a region, and their values
 UNSAID = -100  # a property that the prompt leaves open
 STRAYED_SHARE = 0.15  # of batches whose context shows the land under a wrong theme
-MOVED_SHARE = 0.5  # of memory clips whose memory saw the land from poses a few pixels beside
+MOVED_SHARE = 0.6  # of clips that jump a few pixels aside after every piece of so many frames
+MOVED_PIECE = {"shots": 1, "short": 8, "memory": 16}
 RETURN_SHARE = 0.65  # of context segments that saw a place of the clip's last half
 
 
@@ -79,12 +80,13 @@ def memory_times(xy: np.ndarray, frames: int, rng: np.random.Generator) -> np.nd
     return np.concatenate([np.sort(np.fromiter(memory, int)), np.arange(start, start + tail)])
 
 
-def memory_moves(batch: int, rng: np.random.Generator) -> np.ndarray:
-    """By how many pixels (x, y) the memory of every clip is moved, [batch, 2] int32: walks go back over the poses they
-    came by, or with one turn beside them, but a place must be known from any of its phases on the screen."""
-    moves = 4 * rng.integers(-2, 3, (batch, 2))
+def moves_aside(batch: int, frames: int, piece: int, rng: np.random.Generator) -> np.ndarray:
+    """By how many pixels (x, y) frames stand beside their walk, [batch, frames, 2] int32. A walk keeps to few of the 16
+    phases that a place can have on the lattice of tokens, and goes back over the poses it came by; but what all
+    frames so far show in one phase must be known in another."""
+    moves = 4 * rng.integers(-2, 3, (batch, frames // piece, 2))
     moves[rng.random(batch) >= MOVED_SHARE] = 0
-    return moves.astype(np.int32)
+    return moves.repeat(piece, 1).astype(np.int32)
 
 
 def torus_tokens(xy: np.ndarray) -> Tensor:
@@ -112,8 +114,7 @@ def make_batch(
         else:
             times = np.stack([memory_times(walks[m], frames, rng) for m in maps])
         xy = np.take_along_axis(walks[maps], times[:, :, None], 1)
-        if kind == "memory":
-            xy[:, : frames // 2] += memory_moves(batch, rng)[:, None]
+        xy += moves_aside(batch, frames, MOVED_PIECE[kind], rng)
         told = [prompt_and_properties(pool, m, rng, text_len) for m in maps]
         ids, properties = (np.stack(part) for part in zip(*told))
 
