@@ -188,7 +188,7 @@ class OwnContextTest(unittest.TestCase):
             trainer = TransformerTrainer(Run(0, 1, folder, "cpu", False), tiny_model(), {"short": 1}, RESUMED)
         own = trainer.own_frames(400, 32).int()
         drifted = ((own.diff(dim=1) >= 0).all(1)).float().mean().item()
-        self.assertTrue(0.5 < drifted < 0.7, drifted)  # those that stand alone may fall so by chance
+        self.assertTrue(0.7 < drifted < 0.88, drifted)  # those that stand alone may fall so by chance
         self.assertAlmostEqual(own.float().mean().item(), 0.5, delta=0.06)
 
 

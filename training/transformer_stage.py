@@ -28,7 +28,7 @@ from text_probe import PromptStore, StreamProbe, TextProbe, property_loss, regio
 CONTEXT_NOISE = 0.3
 SHIFT = 2.5  # of the noise levels trained at
 UNIFORM_SHARE = 0.5  # of frames at uniform levels instead: low noise, where the picture becomes sharp
-DRIFTED_SHARE = 0.5  # of clips with own context in which all frames from one on are the model's own, as in play
+DRIFTED_SHARE = 0.75  # of clips with own context in which all frames from one on are the model's own, as in play
 TEXT_SHIFT = 5.0  # of half of the frames that are made from text alone: high noise, where their theme is decided
 WITHOUT_CONTEXT = (np.cumsum(SHOTS) - SHOTS).tolist()  # frames of a `shots` clip that see no other frame
 PROBE_WEIGHT = 0.1  # of both probes' cross entropy, falling to 0 at PROBE_UNTIL of the budget
@@ -69,7 +69,7 @@ class Course:
     def own_rounds(self, step: int, fraction: float, kind: str) -> int:
         """How often context is replaced by predictions from itself."""
         own = fraction > self.own_context_from and step // 4 % 2 == 0 and kind != "shots"
-        return 1 + step // 8 % 2 if own else 0
+        return 1 + step // 8 % 3 if own else 0
 
 
 FROM_NOTHING = Course()
@@ -217,7 +217,7 @@ class TransformerTrainer:
 
     @torch.no_grad()
     def own_context(self, kind: str, batch: Batch, text: Tensor, z: Tensor, seen: Tensor, rounds: int) -> Tensor:
-        """The context `seen` with some frames replaced by predictions; in a second round by predictions from
+        """The context `seen` with some frames replaced by predictions; in further rounds by predictions from
         predictions, as mistakes add up in a long rollout."""
         context = seen
         replaced = self.own_frames(*z.shape[:2])[..., None, None, None]
