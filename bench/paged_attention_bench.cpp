@@ -152,43 +152,42 @@ Result time_case(const Case& c, AttentionKernel kernel, int runs) {
   const int pages = (c.keys + kPageKeys - 1) / kPageKeys;
   const int tiles = (c.queries + kTileQueries - 1) / kTileQueries;
   // Dense rows of a head share its list; sparse ones have a random choice each, in order.
-  std::vector<int32_t> place(static_cast<size_t>(c.heads * pages)), offsets = {0}, first, listed;
+  const bool dense = c.density == 1;
+  std::vector<int32_t> place(static_cast<size_t>(c.heads * pages)), offsets = {0}, listed;
   for (size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int32_t>(i);
   std::vector<std::vector<int32_t>> rows;
   int64_t executed = 0;
   for (int h = 0; h < c.heads; ++h) {
     for (int t = 0; t < tiles; ++t) {
-      if (c.density == 1 && t > 0) {
-        first.push_back(first.back());
-      } else {
-        first.push_back(static_cast<int32_t>(listed.size()));
+      if (!dense || t == 0) {
         std::vector<int32_t> row;
         for (int p = 0; p < pages; ++p) {
-          if (c.density == 1 || random() < c.density * 4294967296.0) row.push_back(h * pages + p);
+          if (dense || random() < c.density * 4294967296.0) row.push_back(h * pages + p);
         }
+        offsets.push_back(offsets.back() + static_cast<int32_t>(row.size()));
         listed.insert(listed.end(), row.begin(), row.end());
         rows.push_back(std::move(row));
       }
-      const auto length = static_cast<int32_t>(rows.back().size());
-      offsets.push_back(offsets.back() + length);
-      executed +=
-          int64_t{length} * kPageKeys * std::min(kTileQueries, c.queries - t * kTileQueries);
+      executed += static_cast<int64_t>(rows.back().size()) * kPageKeys *
+                  std::min(kTileQueries, c.queries - t * kTileQueries);
     }
   }
   const auto dq = on_device(q), dk = on_device(k), dv = on_device(v);
   const auto dbias = on_device(bias);
-  const auto dplace = on_device(place), doffsets = on_device(offsets), dfirst = on_device(first),
-             dlisted = on_device(listed);
+  const auto dplace = on_device(place), doffsets = on_device(offsets), dlisted = on_device(listed);
   const DeviceArray<unsigned char> store(place.size() * paged_bytes(c.head_dim, c.format));
   const DeviceArray<bf16> out(q.size());
   pack_pages(dk.data(), dv.data(), dbias.data(), c.keys, c.heads, c.head_dim, c.format,
              dplace.data(), store.data(), nullptr);
-  const PageLists lists = {static_cast<int32_t>(first.size()), doffsets.data(), dfirst.data(),
+  const PageLists lists = {static_cast<int32_t>(rows.size()),
+                           dense ? tiles : 1,
+                           pages,
+                           0,
+                           doffsets.data(),
                            dlisted.data()};
   PagedAttention attention(c.head_dim, kernel, c.format);
   const auto scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
   const auto run = [&] {
-    attention.plan(lists, nullptr);
     attention.run(dq.data(), c.queries, c.heads, store.data(), lists, scale, out.data(), nullptr);
   };
   run();

@@ -8,6 +8,7 @@ target_include_directories(longtake_kernels_sm90 PRIVATE ${core})
 set(LONGTAKE_KERNEL_SOURCES
   ${core}/attention/page_lists.cu
   ${core}/attention/paged_attention.cu
+  ${core}/attention/paged_attention_f32.cu
   ${core}/attention/paged_attention_sm80.cu
   ${core}/kv/device_pages.cu
   $<TARGET_OBJECTS:longtake_kernels_sm90>

@@ -79,7 +79,7 @@ struct Choice {
         lister.list(dq.data(), s.queries, {s.heads, dbegin.data(), dnumbers.data()}, summaries,
                     scale, options, nullptr);
     check(cudaDeviceSynchronize(), "lists");
-    offsets.resize(static_cast<size_t>(lists.num_rows) + 1);
+    offsets.resize(static_cast<size_t>(lists.num_rows()) + 1);
     check(cudaMemcpy(offsets.data(), lists.offsets, offsets.size() * 4, cudaMemcpyDeviceToHost),
           "copy");
     listed.resize(static_cast<size_t>(offsets.back()));

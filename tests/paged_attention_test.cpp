@@ -105,13 +105,20 @@ std::vector<float> reference(const Problem& p, const Lists& lists) {
   return out;
 }
 
+// How lists reach the kernel.
+struct ListOptions {
+  bool share_rows = false;  // one list a head
+  bool stride = false;      // lists begin at equal distances, with nothing good between them
+  bool by_shares = false;   // the host knows no bound of use: the kernel works by shares
+};
+
 // Pages, lists and output on the device. The output starts as NaN between guard zones.
 class Device {
  public:
   static constexpr size_t kGuard = 4096;
   static constexpr uint16_t kPoison = 0x7fff;  // NaN
 
-  Device(const Problem& problem, const Lists& lists, bool share_rows,
+  Device(const Problem& problem, const Lists& lists, const ListOptions& options,
          PageFormat format = PageFormat::kBf16)
       : problem_(problem), q_(on_device(problem.q)) {
     const auto& s = problem.shape;
@@ -127,21 +134,23 @@ class Device {
     const auto bias = on_device(problem.bias);
     pack_pages(k.data(), v.data(), bias.data(), s.keys, s.heads, s.head_dim, format, place_.data(),
                store_.data(), nullptr);
-    std::vector<int32_t> offsets = {0}, first, listed;
+    std::vector<int32_t> offsets = {0}, listed;
+    const auto tiles = static_cast<int32_t>(lists[0].size());
+    const int32_t stride = options.stride ? pages + 3 : 0;
     for (int h = 0; h < s.heads; ++h) {
-      const auto shared = static_cast<int32_t>(listed.size());
       for (const auto& row : lists[static_cast<size_t>(h)]) {
-        first.push_back(share_rows ? shared : static_cast<int32_t>(listed.size()));
         offsets.push_back(offsets.back() + static_cast<int32_t>(row.size()));
-        if (share_rows && first.size() % lists[0].size() != 1 % lists[0].size()) continue;
         for (int page : row) listed.push_back(place[static_cast<size_t>(h * pages + page)]);
+        if (stride > 0) listed.resize((offsets.size() - 1) * static_cast<size_t>(stride), -1);
+        if (options.share_rows) break;
       }
     }
     offsets_ = on_device(offsets);
-    first_ = on_device(first);
     pages_ = on_device(listed);
-    lists_ = {static_cast<int32_t>(first.size()), offsets_.data(),
-              share_rows ? first_.data() : nullptr, pages_.data()};
+    const auto num_lists = static_cast<int32_t>(offsets.size()) - 1;
+    const int32_t longest = options.by_shares ? 100'000 : pages;
+    lists_ = {num_lists,    options.share_rows ? tiles : 1, longest, stride, offsets_.data(),
+              pages_.data()};
     bf16 poison;
     poison.bits = kPoison;
     out_ = on_device(std::vector<bf16>(problem.q.size() + 2 * kGuard, poison));
@@ -149,7 +158,6 @@ class Device {
 
   void run(PagedAttention& attention, cudaStream_t stream) {
     const auto& s = problem_.shape;
-    attention.plan(lists_, stream);
     attention.run(q_.data(), s.queries, s.heads, store_.data(), lists_, problem_.scale,
                   out_.data() + kGuard, stream);
   }
@@ -168,7 +176,7 @@ class Device {
  private:
   const Problem& problem_;
   DeviceArray<bf16> q_, out_;
-  DeviceArray<int32_t> place_, offsets_, first_, pages_;
+  DeviceArray<int32_t> place_, offsets_, pages_;
   DeviceArray<unsigned char> store_;
   PageLists lists_;
 };
@@ -188,6 +196,8 @@ void expect_near(const std::vector<bf16>& got, const std::vector<float>& want,
   EXPECT_LE(worst, 7 * most) << what;
 }
 
+constexpr ListOptions kWays[] = {{}, {false, true, false}, {false, false, true}};
+
 class PagedAttentionTest : public testing::TestWithParam<std::tuple<AttentionKernel, int>> {
  protected:
   void SetUp() override { skip_without_gpu(kernel() == AttentionKernel::kHopper); }
@@ -197,9 +207,9 @@ class PagedAttentionTest : public testing::TestWithParam<std::tuple<AttentionKer
   static int head_dim() { return std::get<1>(GetParam()); }
 
   static std::vector<bf16> result(const Problem& problem, const Lists& lists,
-                                  bool share_rows = false) {
+                                  const ListOptions& options = {}) {
     PagedAttention attention(head_dim(), kernel());
-    Device device(problem, lists, share_rows);
+    Device device(problem, lists, options);
     device.run(attention, nullptr);
     return device.out();
   }
@@ -220,8 +230,12 @@ TEST_P(PagedAttentionTest, DenseEqualsPlainLoops) {
     for (const bool with_bias : {false, true}) {
       const Problem problem({queries, keys, heads, head_dim()}, with_bias, seed++);
       const Lists lists = all_pages(problem.shape);
-      expect_near(result(problem, lists, true), reference(problem, lists),
-                  str(queries, " x ", keys, " x ", heads, with_bias ? ", biased" : ""));
+      const auto want = reference(problem, lists);
+      for (const bool by_shares : {false, true}) {
+        expect_near(result(problem, lists, {true, false, by_shares}), want,
+                    str(queries, " x ", keys, " x ", heads, with_bias ? ", biased" : "",
+                        by_shares ? ", by shares" : ""));
+      }
     }
   }
 }
@@ -229,7 +243,7 @@ TEST_P(PagedAttentionTest, DenseEqualsPlainLoops) {
 TEST_P(PagedAttentionTest, ListsOfAnyLengthEqualPlainLoops) {
   std::mt19937 random(3);
   for (const auto& [queries, keys, heads] :
-       {std::tuple{500, 3000, 3}, {2600, 1500, 8}, {128, 9000, 6}, {4000, 129, 40}}) {
+       {std::tuple{500, 3000, 3}, {2600, 1500, 8}, {128, 9000, 6}, {90, 600, 2}, {4000, 129, 40}}) {
     const Problem problem({queries, keys, heads, head_dim()}, true, 50);
     Lists lists = all_pages(problem.shape);
     for (auto& head : lists) {
@@ -238,18 +252,42 @@ TEST_P(PagedAttentionTest, ListsOfAnyLengthEqualPlainLoops) {
         row.resize(random() % (row.size() + 1));  // some read nothing
       }
     }
-    expect_near(result(problem, lists), reference(problem, lists),
-                str(queries, " x ", keys, " x ", heads));
+    const auto want = reference(problem, lists);
+    for (const ListOptions& options : kWays) {
+      expect_near(result(problem, lists, options), want,
+                  str(queries, " x ", keys, " x ", heads, options.by_shares ? ", by shares" : ""));
+    }
   }
 }
 
 TEST_P(PagedAttentionTest, NoPagesGiveZeros) {
-  const Problem problem({200, 100, 2, head_dim()}, false, 1);
-  Lists lists = all_pages(problem.shape);
-  for (auto& head : lists) {
-    for (auto& row : head) row.clear();
+  // One page a head: a row is one block's; many: a cluster's.
+  for (const int keys : {100, 4000}) {
+    const Problem problem({200, keys, 2, head_dim()}, false, 1);
+    Lists lists = all_pages(problem.shape);
+    for (auto& head : lists) {
+      for (auto& row : head) row.clear();
+    }
+    for (const ListOptions& options : kWays) {
+      for (const bf16 value : result(problem, lists, options)) ASSERT_EQ(float(value), 0);
+    }
   }
-  for (const bf16 value : result(problem, lists)) ASSERT_EQ(float(value), 0);
+}
+
+// The world's shape: few rows, heads of very different lengths, one without a page.
+TEST_P(PagedAttentionTest, RaggedHeadsOfOneTileEqualPlainLoops) {
+  for (const int queries : {1, 127, 128}) {
+    const Problem problem({queries, 4000, 6, head_dim()}, true, 12);
+    Lists lists = all_pages(problem.shape);
+    const int lengths[] = {32, 1, 0, 17, 5, 31};
+    for (size_t h = 0; h < lists.size(); ++h) {
+      for (auto& row : lists[h]) row.resize(static_cast<size_t>(lengths[h]));
+    }
+    const auto want = reference(problem, lists);
+    for (const ListOptions& options : kWays) {
+      expect_near(result(problem, lists, options), want, str(queries, " queries"));
+    }
+  }
 }
 
 // Logits far from zero on either side, and one that stands out late in the list.
@@ -289,35 +327,40 @@ TEST_P(PagedAttentionTest, OneKeyOfWeightStandsForEqualKeys) {
 TEST_P(PagedAttentionTest, SameListsGiveTheSameBits) {
   const Problem problem({700, 4000, 3, head_dim()}, true, 5);
   const Lists lists = all_pages(problem.shape);
-  const auto bits = [&](bool share_rows) {
+  const auto bits = [&](const ListOptions& options) {
     std::vector<uint16_t> all;
-    for (const bf16 value : result(problem, lists, share_rows)) all.push_back(value.bits);
+    for (const bf16 value : result(problem, lists, options)) all.push_back(value.bits);
     return all;
   };
-  const auto once = bits(false);
-  EXPECT_EQ(once, bits(false));
-  EXPECT_EQ(once, bits(true)) << "rows that share a stretch of pages";
+  for (const bool by_shares : {false, true}) {
+    const auto once = bits({false, false, by_shares});
+    EXPECT_EQ(once, bits({false, false, by_shares}));
+    EXPECT_EQ(once, bits({true, false, by_shares})) << "rows that share a list";
+    EXPECT_EQ(once, bits({false, true, by_shares})) << "lists at equal distances";
+  }
 }
 
 TEST_P(PagedAttentionTest, RunsInACapturedGraph) {
   const Problem problem({300, 2000, 3, head_dim()}, true, 6);
   const Lists lists = all_pages(problem.shape);
-  PagedAttention attention(head_dim(), kernel());
-  Device device(problem, lists, true);
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t instance;
-  check(cudaStreamCreate(&stream), "stream");
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-  device.run(attention, stream);
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  check(cudaGraphInstantiate(&instance, graph, 0), "graph");
-  check(cudaGraphLaunch(instance, stream), "graph");
-  const auto got = device.out();
-  expect_near(got, reference(problem, lists), "graph");
-  check(cudaGraphExecDestroy(instance), "graph");
-  check(cudaGraphDestroy(graph), "graph");
-  check(cudaStreamDestroy(stream), "stream");
+  for (const ListOptions& options : kWays) {
+    PagedAttention attention(head_dim(), kernel());
+    Device device(problem, lists, options);
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t instance;
+    check(cudaStreamCreate(&stream), "stream");
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    device.run(attention, stream);
+    check(cudaStreamEndCapture(stream, &graph), "capture");
+    check(cudaGraphInstantiate(&instance, graph, 0), "graph");
+    check(cudaGraphLaunch(instance, stream), "graph");
+    const auto got = device.out();
+    expect_near(got, reference(problem, lists), "graph");
+    check(cudaGraphExecDestroy(instance), "graph");
+    check(cudaGraphDestroy(graph), "graph");
+    check(cudaStreamDestroy(stream), "stream");
+  }
 }
 
 TEST_P(PagedAttentionTest, OtherHeadDimsAreRefused) {
@@ -338,11 +381,13 @@ TEST_F(Fp8AttentionTest, EqualsPlainLoopsWithinItsRounding) {
     for (const bool with_bias : {false, true}) {
       const Problem problem({queries, keys, heads, 128}, with_bias, seed++);
       const Lists lists = all_pages(problem.shape);
-      PagedAttention attention(128, AttentionKernel::kBest, PageFormat::kFp8);
-      Device device(problem, lists, true, PageFormat::kFp8);
-      device.run(attention, nullptr);
-      expect_near(device.out(), reference(problem, lists),
-                  str(queries, " x ", keys, " x ", heads, with_bias ? ", biased" : ""), 8e-2);
+      for (const bool by_shares : {false, true}) {
+        PagedAttention attention(128, AttentionKernel::kBest, PageFormat::kFp8);
+        Device device(problem, lists, {true, false, by_shares}, PageFormat::kFp8);
+        device.run(attention, nullptr);
+        expect_near(device.out(), reference(problem, lists),
+                    str(queries, " x ", keys, " x ", heads, with_bias ? ", biased" : ""), 8e-2);
+      }
     }
   }
 }
@@ -355,7 +400,7 @@ TEST_F(Fp8AttentionTest, ScalesFollowThePage) {
   for (auto& b : problem.bias) b *= 3;
   const Lists lists = all_pages(problem.shape);
   PagedAttention attention(128, AttentionKernel::kBest, PageFormat::kFp8);
-  Device device(problem, lists, false, PageFormat::kFp8);
+  Device device(problem, lists, {}, PageFormat::kFp8);
   device.run(attention, nullptr);
   expect_near(device.out(), reference(problem, lists), "scaled", 8e-2);
 }

@@ -43,7 +43,7 @@ void attend_blocks(Context& ctx, View q, const KvView& kv, const Selection& sele
                    View out) {
   check(q, kv, out);
   if (q.empty()) return;
-  check_selection(kv, q.dim(0), selection);
+  if (selection.device == nullptr) check_selection(kv, q.dim(0), selection);
   LONGTAKE_DISPATCH(ctx, attend, q, kv, &selection, scale, out);
 }
 

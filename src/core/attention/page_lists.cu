@@ -228,7 +228,7 @@ PageLists PageLister::list(const void* q, int64_t num_queries, const HeadPages& 
   offsets_kernel<<<1, 1, 0, stream>>>(heads, max_pages_, tiles, density,
                                       options.first_pages + options.last_pages, offsets_.data());
   check(cudaGetLastError(), "lengths of page lists");
-  const PageLists lists = {rows, offsets_.data(), nullptr, pages_.data()};
+  const PageLists lists = {rows, 1, max_pages_, 0, offsets_.data(), pages_.data()};
   if (rows == 0) return lists;
   ChooseArguments args{};
   args.q = static_cast<const __nv_bfloat16*>(q);

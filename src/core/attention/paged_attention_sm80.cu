@@ -4,6 +4,8 @@
 // One block of eight warps a multiprocessor; a warp has 16 of the tile's 128 queries and all of its
 // keys. Pages come in halves of 64 keys, two of them in shared memory (66 KB with 128 channels), so
 // that the next half is under way while one is in work.
+#include <type_traits>
+
 #include "attention/paged_attention.cuh"
 #include "device/mma.cuh"
 
@@ -66,14 +68,16 @@ __device__ void attend_stage(const Stage<D>& stage, const uint32_t (&q)[D / 16][
   }
 }
 
-template <int D>
+template <int D, typename Walk>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_kernel(const __grid_constant__ PagedArguments args) {
   extern __shared__ __align__(128) unsigned char raw[];
+  __shared__ Plan plan;
   auto* stages = reinterpret_cast<Stage<D>*>(raw);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int tiles = args.lists.num_rows / args.num_heads;
-  SegmentWalk walk(args, blockIdx.x, gridDim.x);
+  const int tiles = args.lists.num_rows() / args.num_heads;
+  if constexpr (std::is_same_v<Walk, ShareWalk>) share_out(args, plan);
+  Walk walk(args, plan);
   uint32_t q[D / 16][4];
   float out[D / 2];
   for (Segment segment; walk.next(segment);) {
@@ -84,14 +88,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       bring_half<D>(stages[half % 2], page, half % 2);
       copies_commit();
     };
-    bring(0);
+    const int halves = 2 * segment.count;
+    if (halves > 0) bring(0);
     const int head = segment.row / tiles, tile = segment.row % tiles;
-    load_left<D>(q, args.q + head * D, int64_t{args.num_heads} * D, tile * kTileQueries + warp * 16,
-                 args.num_queries);
+    load_left<D>(q, static_cast<const __nv_bfloat16*>(args.q) + head * D,
+                 int64_t{args.num_heads} * D, tile * kTileQueries + warp * 16, args.num_queries);
     Softmax softmax;
 #pragma unroll
     for (int i = 0; i < D / 2; ++i) out[i] = 0;
-    const int halves = 2 * segment.count;
     for (int half = 0; half < halves; ++half) {
       if (half + 1 < halves) {
         bring(half + 1);
@@ -104,23 +108,39 @@ __global__ void __launch_bounds__(kThreads, 1)
       __syncthreads();
     }
     softmax.finish();
-    write_rows<D>(args, segment, warp * 16 + lane / 4, out, softmax);
+    write_rows<D, D>(args, segment, warp * 16 + lane / 4, out, softmax, args.partial_out,
+                     args.partial_sum);
   }
 }
 
-template <int D>
-void launch(int num_blocks, const PagedArguments& args, cudaStream_t stream) {
-  constexpr int kBytes = 2 * static_cast<int>(sizeof(Stage<D>));
-  check(cudaFuncSetAttribute(attend_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-        "attention kernel");
-  attend_kernel<D><<<static_cast<unsigned>(num_blocks), kThreads, kBytes, stream>>>(args);
+template <typename Body>
+void with_kernel(int head_dim, bool by_rows, const Body& body) {
+  if (head_dim == 64) {
+    constexpr int kBytes = 2 * static_cast<int>(sizeof(Stage<64>));
+    body(by_rows ? attend_kernel<64, RowWalk> : attend_kernel<64, ShareWalk>, kBytes);
+  } else {
+    constexpr int kBytes = 2 * static_cast<int>(sizeof(Stage<128>));
+    body(by_rows ? attend_kernel<128, RowWalk> : attend_kernel<128, ShareWalk>, kBytes);
+  }
 }
 
 }  // namespace
 
+void prepare_portable(int head_dim) {
+  for (const bool by_rows : {false, true}) {
+    with_kernel(head_dim, by_rows, [](const auto kernel, int bytes) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+            "attention kernel");
+    });
+  }
+}
+
 void launch_portable(int head_dim, int num_blocks, const PagedArguments& args,
                      cudaStream_t stream) {
-  head_dim == 64 ? launch<64>(num_blocks, args, stream) : launch<128>(num_blocks, args, stream);
+  with_kernel(head_dim, args.blocks_per_row > 0, [&](const auto kernel, int bytes) {
+    kernel<<<static_cast<unsigned>(num_blocks), kThreads, static_cast<size_t>(bytes), stream>>>(
+        args);
+  });
 }
 
 }  // namespace longtake::cuda

@@ -11,6 +11,8 @@
 //
 // The two take turns at starting products, so that one has its softmax while the other multiplies.
 // Registers: out D/2, logits 64, terms 32 (in 8 bits 16) of 232 a thread.
+#include <type_traits>
+
 #include "attention/paged_attention.cuh"
 #include "device/hopper.cuh"
 
@@ -22,7 +24,7 @@ constexpr int kGroups = 2;  // warpgroups that compute
 constexpr int kGroupQueries = kTileQueries / kGroups;
 constexpr int kThreads = 128 * (kGroups + 1);
 // Named barriers; 0 is __syncthreads.
-constexpr int kTurnBarrier = 1, kGroupBarrier = 3;
+constexpr int kTurnBarrier = 1, kGroupBarrier = 3, kPairBarrier = 5;
 
 // Where the chunk of 16 bytes of a row of 128 goes in shared memory.
 __device__ int swizzled(int row, int chunk) {
@@ -45,7 +47,7 @@ struct Bf16Pages {
   static __device__ void load_queries(const PagedArguments& args, int head, int first,
                                       unsigned char* to, float*) {
     constexpr int kChunks = D / 8;
-    const auto* from = reinterpret_cast<const uint4*>(args.q);
+    const auto* from = static_cast<const uint4*>(args.q);
 #pragma unroll
     for (int i = threadIdx.x % 128; i < kGroupQueries * kChunks; i += 128) {
       const int row = i / kChunks, chunk = i % kChunks;
@@ -103,7 +105,9 @@ struct Fp8Pages {
       const int64_t at = (static_cast<int64_t>(first + row) * args.num_heads + head) * D;
       uint4 raw[2] = {};
       if (first + row < args.num_queries) {
-        const auto* from = reinterpret_cast<const uint4*>(args.q + at) + 2 * chunk;
+        const auto* from =
+            reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.q) + at) +
+            2 * chunk;
         raw[0] = from[0];
         raw[1] = from[1];
       }
@@ -176,7 +180,14 @@ struct Shared {
   // round again only after the release of keys that the reader asks for later.
   float weights[2 * kStages][Pages::kFloats];
   float query_scales[kGroups][kGroupQueries];
+  float2 partial_sum[kTileQueries];  // of a row that a cluster shares
   uint64_t keys_full[kStages], keys_free[kStages], values_full[kStages], values_free[kStages];
+
+  // A cluster's part of its row lies where its pages were: [kTileQueries][kPartialStride]. Rows are
+  // apart by what makes a warp's writes meet all banks.
+  static constexpr int kPartialStride = Pages::D + 8;
+
+  __device__ float* partial_out() { return reinterpret_cast<float*>(keys[0]); }
 };
 
 // A position in the ring of stages.
@@ -192,16 +203,16 @@ struct Ring {
   }
 };
 
-template <typename Pages>
-__device__ void bring_pages(const PagedArguments& args, Shared<Pages>& shared) {
+template <typename Pages, typename Walk>
+__device__ void bring_pages(const PagedArguments& args, const Plan& plan, Shared<Pages>& shared) {
   constexpr int kMatrix = Pages::kMatrixBytes, kFloatBytes = Pages::kFloats * 4;
   constexpr int kStages = Pages::kStages;
-  SegmentWalk walk(args, blockIdx.x, gridDim.x);
+  Walk walk(args, plan);
   Ring<kStages> ring;
   int weights = 0;
   for (Segment segment; walk.next(segment);) {
     const int32_t* pages = args.lists.pages + segment.first;
-    int page = pages[0];
+    int page = segment.count > 0 ? pages[0] : 0;
     for (int j = 0; j < segment.count; ++j) {
       const unsigned char* from =
           args.store + static_cast<int64_t>(page) * (2 * kMatrix + kFloatBytes);
@@ -221,12 +232,87 @@ __device__ void bring_pages(const PagedArguments& args, Shared<Pages>& shared) {
   }
 }
 
+// What a segment without pages comes to, for queries of this group.
 template <typename Pages>
-__device__ void compute(const PagedArguments& args, Shared<Pages>& shared, int group) {
+__device__ void write_nothing(const PagedArguments& args, Shared<Pages>& shared,
+                              const Segment& segment, int group) {
+  constexpr int D = Pages::D, kChunks = D / 8;
+  const int tiles = args.lists.num_rows() / args.num_heads;
+  if (segment.slot >= 0) {
+    if (threadIdx.x % 128 < kGroupQueries) {
+      shared.partial_sum[group * kGroupQueries + threadIdx.x % 128] = {-INFINITY, 0};
+    }
+    return;
+  }
+  for (int i = threadIdx.x % 128; i < kGroupQueries * kChunks; i += 128) {
+    const int query = segment.row % tiles * kTileQueries + group * kGroupQueries + i / kChunks;
+    if (query >= args.num_queries) return;
+    reinterpret_cast<uint4*>(out_of<D>(args, query, segment.row / tiles))[i % kChunks] = {};
+  }
+}
+
+// Puts a row together from what the cluster's blocks have of it, each of them some of its queries.
+// For the threads that compute.
+template <typename Pages, int kBlocks>
+__device__ void combine_parts(const PagedArguments& args, Shared<Pages>& shared) {
+  constexpr int D = Pages::D, kPairs = D / 2, kStride = Shared<Pages>::kPartialStride;
+  constexpr int kQueries = kTileQueries / kBlocks;
+  const int row = blockIdx.x / kBlocks, first = blockIdx.x % kBlocks * kQueries;
+  const int tiles = args.lists.num_rows() / args.num_heads;
+  const uint32_t sums = shared_address(shared.partial_sum);
+  const uint32_t outs = shared_address(shared.partial_out());
+#pragma unroll 1
+  for (int i = threadIdx.x - 128; i < kQueries * kPairs; i += 128 * kGroups) {
+    const int in_tile = first + i / kPairs, pair = i % kPairs;
+    const int query = row % tiles * kTileQueries + in_tile;
+    if (query >= args.num_queries) return;
+    float2 part[kBlocks], out[kBlocks];  // all on their way before the first is looked at
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      part[b] = load_remote(sums + in_tile * 8, b);
+      out[b] = load_remote(outs + (in_tile * kStride + 2 * pair) * 4, b);
+    }
+    float reference = -INFINITY;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) reference = fmaxf(reference, part[b].x);
+    float2 numerator = {};
+    float sum = 0;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      // A block without pages has written no more than that.
+      const bool there = part[b].x != -INFINITY;
+      const float factor = there ? fast_exp2(part[b].x - reference) : 0;
+      numerator.x = there ? fmaf(factor, out[b].x, numerator.x) : numerator.x;
+      numerator.y = there ? fmaf(factor, out[b].y, numerator.y) : numerator.y;
+      sum = fmaf(factor, part[b].y, sum);
+    }
+    const float inverse = sum == 0 ? 0 : 1 / sum;
+    reinterpret_cast<uint32_t*>(out_of<D>(args, query, row / tiles))[pair] =
+        pack_bf16(numerator.x * inverse, numerator.y * inverse);
+  }
+}
+
+template <typename Pages>
+__device__ void combine_in_cluster(const PagedArguments& args, Shared<Pages>& shared) {
+  switch (args.blocks_per_row) {
+    case 2:
+      return combine_parts<Pages, 2>(args, shared);
+    case 4:
+      return combine_parts<Pages, 4>(args, shared);
+    case 8:
+      return combine_parts<Pages, 8>(args, shared);
+    default:
+      return combine_parts<Pages, 16>(args, shared);
+  }
+}
+
+template <typename Pages, typename Walk>
+__device__ void compute(const PagedArguments& args, const Plan& plan, Shared<Pages>& shared,
+                        int group) {
   constexpr int D = Pages::D, kStages = Pages::kStages;
   constexpr bool kScaled = Pages::kFloats > kPageKeys;
-  const int tiles = args.lists.num_rows / args.num_heads;
-  SegmentWalk walk(args, blockIdx.x, gridDim.x);
+  const int tiles = args.lists.num_rows() / args.num_heads;
+  Walk walk(args, plan);
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   Ring<kStages> keys, values;
   int weights = 0;
@@ -251,6 +337,12 @@ __device__ void compute(const PagedArguments& args, Shared<Pages>& shared, int g
   // The first turn is the first group's.
   if (group == 1) named_arrive(kTurnBarrier, 2 * 128);
   for (Segment segment; walk.next(segment);) {
+    if constexpr (std::is_same_v<Walk, RowWalk>) {
+      if (segment.count == 0) {
+        write_nothing(args, shared, segment, group);
+        continue;
+      }
+    }
     named_sync(kGroupBarrier + group, 128);  // all have read the last queries
     Pages::load_queries(args, segment.row / tiles,
                         segment.row % tiles * kTileQueries + group * kGroupQueries, shared.q[group],
@@ -317,18 +409,29 @@ __device__ void compute(const PagedArguments& args, Shared<Pages>& shared, int g
     release(&shared.values_free[values.stage]);
     values.advance();
     softmax.finish();
-    write_rows<D>(args, segment, group * kGroupQueries + warp * 16 + lane / 4, out, softmax);
+    const int row = group * kGroupQueries + warp * 16 + lane / 4;
+    if constexpr (std::is_same_v<Walk, RowWalk>) {
+      // Where rows are shared, the other group may be reading the pages still.
+      if (segment.slot >= 0) named_sync(kPairBarrier, 2 * 128);
+      write_rows<D, Shared<Pages>::kPartialStride>(args, segment, row, out, softmax,
+                                                   shared.partial_out(), shared.partial_sum);
+    } else {
+      write_rows<D, D>(args, segment, row, out, softmax, args.partial_out, args.partial_sum);
+    }
   }
   // The other group's last turn left one arrival too many on the first group's barrier.
   if (group == 0) named_sync(kTurnBarrier, 2 * 128);
 }
 
-template <typename Pages>
+template <typename Pages, typename Walk>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_kernel(const __grid_constant__ PagedArguments args) {
   extern __shared__ unsigned char raw[];
+  __shared__ Plan plan;
   auto& shared =
       *reinterpret_cast<Shared<Pages>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
+  static_assert(kTileQueries * Shared<Pages>::kPartialStride * 4 <=
+                2 * Pages::kStages * Pages::kMatrixBytes);
   if (threadIdx.x == 0) {
     for (int s = 0; s < Pages::kStages; ++s) {
       mbarrier_init(&shared.keys_full[s], 1);
@@ -338,35 +441,98 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     fence_mbarrier_init();
   }
-  __syncthreads();
+  constexpr bool kByRows = std::is_same_v<Walk, RowWalk>;
+  if constexpr (kByRows) {
+    __syncthreads();
+  } else {
+    share_out(args, plan);
+  }
+  const bool cluster = kByRows && args.blocks_per_row > 1;
   const int group = static_cast<int>(threadIdx.x / 128) - 1;
   if (group < 0) {
     registers_down_to<40>();
-    if (threadIdx.x == 0) bring_pages(args, shared);
+    if (threadIdx.x == 0) bring_pages<Pages, Walk>(args, plan, shared);
+    if (cluster) {
+      cluster_sync();
+      cluster_sync();
+    }
   } else {
     registers_up_to<232>();
-    compute(args, shared, group);
+    compute<Pages, Walk>(args, plan, shared, group);
+    if (cluster) {
+      cluster_sync();
+      combine_in_cluster(args, shared);
+      cluster_sync();  // nobody leaves while others read what it has
+    }
   }
 }
 
 template <typename Pages>
-void launch(int num_blocks, const PagedArguments& args, cudaStream_t stream) {
-  constexpr int kBytes = static_cast<int>(sizeof(Shared<Pages>)) + 1024;
-  static_assert(kBytes <= 227 * 1024);
-  check(cudaFuncSetAttribute(attend_kernel<Pages>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             kBytes),
-        "attention kernel");
-  attend_kernel<Pages><<<static_cast<unsigned>(num_blocks), kThreads, kBytes, stream>>>(args);
+constexpr int kSharedBytes = static_cast<int>(sizeof(Shared<Pages>)) + 1024;
+
+template <typename Body>
+void with_kernel(int head_dim, PageFormat format, bool by_rows, const Body& body) {
+  const auto call = [&]<typename Pages>() {
+    static_assert(kSharedBytes<Pages> + sizeof(Plan) <= 227 * 1024);
+    body(by_rows ? attend_kernel<Pages, RowWalk> : attend_kernel<Pages, ShareWalk>,
+         kSharedBytes<Pages>);
+  };
+  if (format == PageFormat::kFp8) {
+    call.template operator()<Fp8Pages>();
+  } else if (head_dim == 64) {
+    call.template operator()<Bf16Pages<64>>();
+  } else {
+    call.template operator()<Bf16Pages<128>>();
+  }
 }
+
+// A launch of `num_blocks` blocks in clusters.
+struct Launch {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute cluster{};
+
+  Launch(int num_blocks, int blocks_per_cluster, int shared_bytes, cudaStream_t stream) {
+    config.gridDim = dim3(static_cast<unsigned>(num_blocks));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream;
+    if (blocks_per_cluster < 2) return;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(blocks_per_cluster), 1, 1};
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
+};
 
 }  // namespace
 
+ClusterRoom prepare_hopper(int head_dim, PageFormat format) {
+  ClusterRoom room{};
+  for (const bool by_rows : {false, true}) {
+    with_kernel(head_dim, format, by_rows, [&](const auto kernel, int bytes) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+            "attention kernel");
+      if (!by_rows) return;
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "attention kernel");
+      for (size_t i = 1; i < room.size(); ++i) {
+        Launch launch(1 << i, 1 << i, bytes, nullptr);
+        if (cudaOccupancyMaxActiveClusters(&room[i], kernel, &launch.config) != cudaSuccess) {
+          static_cast<void>(cudaGetLastError());
+          room[i] = 0;
+        }
+      }
+    });
+  }
+  return room;
+}
+
 void launch_hopper(int head_dim, PageFormat format, int num_blocks, const PagedArguments& args,
                    cudaStream_t stream) {
-  const auto run = format == PageFormat::kFp8 ? launch<Fp8Pages>
-                   : head_dim == 64           ? launch<Bf16Pages<64>>
-                                              : launch<Bf16Pages<128>>;
-  run(num_blocks, args, stream);
+  with_kernel(head_dim, format, args.blocks_per_row > 0, [&](const auto kernel, int bytes) {
+    Launch launch(num_blocks, args.blocks_per_row, bytes, stream);
+    check(cudaLaunchKernelEx(&launch.config, kernel, args), "attention");
+  });
 }
 
 }  // namespace longtake::cuda

@@ -5,6 +5,11 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <typeindex>
+#include <utility>
 
 #include "device/context.h"
 #include "device/cuda_check.h"
@@ -32,12 +37,22 @@ class Runtime {
 
   int num_multiprocessors() const { return num_multiprocessors_; }
 
+  // What a twin makes at its first call and keeps for later ones, by its type and a key of its own:
+  // make() returns a T.
+  template <typename T, typename Make>
+  T& kept(int64_t key, const Make& make) {
+    std::shared_ptr<void>& slot = kept_[{std::type_index(typeid(T)), key}];
+    if (slot == nullptr) slot = std::make_shared<T>(make());
+    return *static_cast<T*>(slot.get());
+  }
+
  private:
   int index_;
   cudaStream_t stream_ = nullptr;
   cublasLtHandle_t blas_ = nullptr;
   DeviceArray<std::byte> blas_workspace_;
   int num_multiprocessors_ = 0;
+  std::map<std::pair<std::type_index, int64_t>, std::shared_ptr<void>> kept_;
 };
 
 inline cudaStream_t stream_of(const Context& ctx) {

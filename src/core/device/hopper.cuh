@@ -75,6 +75,28 @@ __device__ inline void named_arrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// ---- clusters ----
+
+// All threads of all blocks of the cluster; what was written to shared memory before it can be read
+// after it from every block.
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+
+// Two numbers of the cluster's block `rank` that lie where `address` is in this block.
+__device__ inline float2 load_remote(uint32_t address, int rank) {
+  uint32_t remote;
+  float2 value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+               : "=f"(value.x), "=f"(value.y)
+               : "r"(remote)
+               : "memory");
+  return value;
+}
+
+// ---- registers ----
+
 template <int kRegisters>
 __device__ void registers_up_to() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

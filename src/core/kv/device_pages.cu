@@ -200,10 +200,6 @@ void expect_head_dim(int head_dim, PageFormat format) {
   }
 }
 
-int64_t num_heads(const DevicePages& pages) {
-  return pages.heads.num_heads;
-}
-
 void pack_pages(const void* k, const void* v, const float* bias, int64_t num_tokens, int num_heads,
                 int head_dim, PageFormat format, const int32_t* pages, void* store,
                 cudaStream_t stream) {

@@ -183,6 +183,10 @@ KvPages::KvPages(Context& ctx, View k, View v) {
   expect_dtype("values", v, k.dtype());
   dtype_ = k.dtype();
   head_dim_ = k.dim(2);
+  if (ctx.device().kind == DeviceKind::kCuda) {
+    if constexpr (kHasCuda) device_ = cuda::pack_tokens(ctx, k, v, buffer_);
+    return;
+  }
   const int64_t tokens = k.dim(0);
   const int64_t heads = k.dim(1);
   const int64_t pages = (tokens + kPageTokens - 1) / kPageTokens;

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -42,6 +43,9 @@ using PageList = std::vector<KvPage>;
 namespace cuda {
 struct DevicePages;
 int64_t num_heads(const DevicePages& pages);
+// k, v [T, N, D] f32 | bf16 packed into pages in `store`, which is allocated; it must live as long
+// as what is returned.
+std::shared_ptr<const DevicePages> pack_tokens(Context& ctx, View k, View v, Buffer& store);
 }  // namespace cuda
 
 // What attention reads: for each head its pages, in any order.
@@ -108,14 +112,16 @@ class PageStore {
   size_t num_pages_ = 0;
 };
 
-// A fixed set of keys and values, packed once: the prompt's, for cross attention.
+// A fixed set of keys and values, packed once: the prompt's, for cross attention. Lies on ctx's
+// device; a graph that read it (device/graph.h) must be recorded again when another takes its
+// place.
 class KvPages {
  public:
   KvPages() = default;
   // k, v [T, N, D] f32 | bf16.
   KvPages(Context& ctx, View k, View v);
 
-  KvView view() const { return {dtype_, head_dim_, heads_}; }
+  KvView view() const { return {dtype_, head_dim_, heads_, device_.get()}; }
 
   size_t bytes() const { return buffer_.bytes(); }
 
@@ -123,7 +129,8 @@ class KvPages {
   DType dtype_ = DType::kF32;
   int64_t head_dim_ = 0;
   Buffer buffer_;
-  std::vector<PageList> heads_;
+  std::vector<PageList> heads_;                      // on the CPU
+  std::shared_ptr<const cuda::DevicePages> device_;  // on CUDA
 };
 
 }  // namespace longtake

@@ -149,6 +149,7 @@ void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& promp
 }
 
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {
+  LONGTAKE_CHECK(ctx.device().kind == DeviceKind::kCpu, "text encoders run on the CPU");
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h, &rope);
   const KvPages pages(ctx, layer.keys(ctx, h, &rope), layer.values(ctx, h));

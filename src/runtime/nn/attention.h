@@ -105,7 +105,7 @@ enum class PromptReading : uint8_t {
 void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& prompt,
                      PromptReading reading, View out, const AttentionObserver& observer = nullptr);
 
-// Every token attends to every token, with RoPE: a text encoder's.
+// Every token attends to every token, with RoPE: a text encoder's, which runs on the CPU.
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out);
 
 }  // namespace longtake
