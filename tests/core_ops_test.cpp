@@ -1,17 +1,23 @@
 // Every op against its definition in double.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <memory>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "core_support.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
+#include "ops/heads.h"
 #include "ops/image.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/patchify.h"
 #include "ops/pixel_shuffle.h"
+#include "ops/residual.h"
 #include "ops/rope.h"
 #include "reference/linear.h"
 #include "reference/norm.h"
@@ -29,39 +35,44 @@ double product_bound(DType compute, DType out, int64_t length) {
          (compute == kBF16 ? 1e-6 : 0.0);
 }
 
-class Types : public testing::TestWithParam<std::tuple<DType, DType>> {
+// On every device, for every type that goes in and comes out. Weights are prepared on the CPU.
+class Types : public test::OnDevice<std::tuple<DeviceKind, DType, DType>> {
  protected:
-  DType in() const { return std::get<0>(GetParam()); }
+  DeviceKind kind() const override { return std::get<0>(GetParam()); }
 
-  DType out() const { return std::get<1>(GetParam()); }
+  DType in() const { return std::get<1>(GetParam()); }
 
-  Context ctx_{{}, 2};
+  DType out() const { return std::get<2>(GetParam()); }
+
+  bool has_products() const { return in() == kF32 || !on_cpu() || bf16_products_supported(); }
 };
 
 INSTANTIATE_TEST_SUITE_P(Ops, Types,
-                         testing::Combine(testing::Values(kF32, kBF16),
+                         testing::Combine(testing::ValuesIn(test::device_kinds()),
+                                          testing::Values(kF32, kBF16),
                                           testing::Values(kF32, kBF16)),
                          [](const auto& test) {
-                           return std::string(name_of(std::get<0>(test.param))) + "_to_" +
-                                  name_of(std::get<1>(test.param));
+                           return str(test::name_of(std::get<0>(test.param)), "_",
+                                      name_of(std::get<1>(test.param)), "_to_",
+                                      name_of(std::get<2>(test.param)));
                          });
 
 TEST_P(Types, Linear) {
-  if (in() == kBF16 && !bf16_products_supported()) GTEST_SKIP() << "no bf16 products here";
+  if (!has_products()) GTEST_SKIP() << "no bf16 products here";
   const int64_t shapes[][3] = {{1, 1, 1},      {7, 17, 31},      {127, 64, 384},
                                {128, 384, 64}, {129, 384, 1536}, {1, 384, 2304}};
   for (const auto& [rows, wide, tall] : shapes) {
     SCOPED_TRACE(str(rows, " x ", wide, " -> ", tall));
-    const Tensor x = random_tensor(in(), {rows, wide}, 0);
+    const Tensor x = random(in(), {rows, wide}, 0);
     const Tensor w = random_tensor(in(), {tall, wide}, 1);
     const Tensor b = random_tensor(kF32, {tall}, 2);
     for (const bool biased : {false, true}) {
-      const LinearWeight weight(ctx_, w, {}, biased ? b.view() : View(), in());
+      const LinearWeight weight(ctx(), w, {}, biased ? b.view() : View(), in());
       for (const Activation act : {Activation::kNone, Activation::kSilu, Activation::kGeluTanh}) {
         // oneDNN's activations err by 1e-7 of their argument, which a single small value shows.
         if (act != Activation::kNone && tall == 1) continue;
-        const Guarded y(out(), {rows, tall});
-        linear(ctx_, x, weight, act, y);
+        const Guarded y(device(), out(), {rows, tall});
+        linear(ctx(), x, weight, act, y);
         auto expected = reference::linear(
             values(x), values(w), biased ? values(b) : std::vector<double>(),
             static_cast<size_t>(rows), static_cast<size_t>(wide), static_cast<size_t>(tall));
@@ -77,7 +88,7 @@ TEST_P(Types, Linear) {
 
 // i8 weights are i8 * scale of their row, rounded to the compute dtype.
 TEST_P(Types, LinearFromBytes) {
-  if (in() == kBF16 && !bf16_products_supported()) GTEST_SKIP() << "no bf16 products here";
+  if (!has_products()) GTEST_SKIP() << "no bf16 products here";
   constexpr int64_t kRows = 5;
   constexpr int64_t kIn = 48;
   constexpr int64_t kOut = 37;
@@ -90,16 +101,16 @@ TEST_P(Types, LinearFromBytes) {
     const float value = static_cast<float>(bytes.data<int8_t>()[i]) * scale.data<float>()[i / kIn];
     wide.data<float>()[i] = in() == kBF16 ? static_cast<float>(bf16(value)) : value;
   }
-  const Tensor x = random_tensor(in(), {kRows, kIn}, 0);
-  const LinearWeight weight(ctx_, bytes, scale, {}, in());
-  const Guarded y(out(), {kRows, kOut});
-  linear(ctx_, x, weight, Activation::kNone, y);
+  const Tensor x = random(in(), {kRows, kIn}, 0);
+  const LinearWeight weight(ctx(), bytes, scale, {}, in());
+  const Guarded y(device(), out(), {kRows, kOut});
+  linear(ctx(), x, weight, Activation::kNone, y);
   expect_close(y, reference::linear(values(x), values(wide), {}, kRows, kIn, kOut),
                product_bound(in(), out(), kIn));
 }
 
 TEST_P(Types, Conv) {
-  if (in() == kBF16 && !bf16_products_supported()) GTEST_SKIP() << "no bf16 products here";
+  if (!has_products()) GTEST_SKIP() << "no bf16 products here";
   // height, width, in, out, kernel, stride
   const int64_t shapes[][6] = {{1, 1, 3, 5, 3, 1},    {7, 5, 12, 16, 3, 1},
                                {8, 10, 16, 24, 3, 2}, {16, 32, 64, 12, 3, 1},
@@ -107,13 +118,13 @@ TEST_P(Types, Conv) {
   for (const auto& [height, width, in_c, out_c, kernel, stride] : shapes) {
     SCOPED_TRACE(str(height, " x ", width, " x ", in_c, " -> ", out_c, ", stride ", stride));
     const auto padding = kernel / 2;
-    const Tensor x = random_tensor(in(), {height, width, in_c}, 0);
+    const Tensor x = random(in(), {height, width, in_c}, 0);
     const Tensor w = random_tensor(in(), {out_c, in_c, kernel, kernel}, 1);
     const Tensor b = random_tensor(kF32, {out_c}, 2);
-    const ConvWeight weight(ctx_, w, {}, b, static_cast<int>(stride), static_cast<int>(padding),
+    const ConvWeight weight(ctx(), w, {}, b, static_cast<int>(stride), static_cast<int>(padding),
                             in());
-    const Guarded y(out(), {weight.out_height(height), weight.out_width(width), out_c});
-    conv2d(ctx_, x, weight, y);
+    const Guarded y(device(), out(), {weight.out_height(height), weight.out_width(width), out_c});
+    conv2d(ctx(), x, weight, y);
     expect_close(y,
                  reference::conv2d(values(x), values(w), values(b), height, width, in_c, out_c,
                                    kernel, stride, padding),
@@ -125,16 +136,16 @@ TEST_P(Types, RmsNorm) {
   for (const int64_t dim : {1, 7, 15, 16, 17, 64, 384}) {
     for (const int64_t rows : {1, 3, 129}) {
       SCOPED_TRACE(str(rows, " x ", dim));
-      const Tensor x = random_tensor(in(), {rows, dim}, 0, 3.0F);
-      const Tensor w = random_tensor(kF32, {dim}, 1);
-      const Guarded y(out(), {rows, dim});
+      const Tensor x = random(in(), {rows, dim}, 0, 3.0F);
+      const Tensor w = random(kF32, {dim}, 1);
+      const Guarded y(device(), out(), {rows, dim});
       const auto expected = reference::rms_norm(values(x), values(w), 1e-4);
-      rms_norm(ctx_, x, w, 1e-4F, y);
+      rms_norm(ctx(), x, w, 1e-4F, y);
       expect_close(y, expected, 8 * test::epsilon(kF32) + 2 * test::epsilon(out()));
-      const Guarded activated(out(), {rows, dim});
+      const Guarded activated(device(), out(), {rows, dim});
       auto silued = expected;
       for (double& e : silued) e = reference::silu(e);
-      rms_norm_silu(ctx_, x, w, 1e-4F, activated);
+      rms_norm_silu(ctx(), x, w, 1e-4F, activated);
       expect_close(activated, silued, 16 * test::epsilon(kF32) + 2 * test::epsilon(out()));
     }
   }
@@ -143,76 +154,206 @@ TEST_P(Types, RmsNorm) {
 TEST_P(Types, SiluAndConvert) {
   for (const int64_t count : {1, 15, 16, 17, 40001}) {
     SCOPED_TRACE(count);
-    const Tensor x = random_tensor(in(), {count}, 0, 5.0F);
-    const Guarded converted(out(), {count});
-    convert(ctx_, x, converted);
+    const Tensor x = random(in(), {count}, 0, 5.0F);
+    const Guarded converted(device(), out(), {count});
+    convert(ctx(), x, converted);
     auto expected = values(x);
     for (double& e : expected) {
       if (out() == kBF16) e = static_cast<float>(bf16(static_cast<float>(e)));
     }
     EXPECT_EQ(values(converted), expected);
-    const Guarded y(out(), {count});
-    silu(ctx_, x, y);
+    const Guarded y(device(), out(), {count});
+    silu(ctx(), x, y);
     expected = values(x);
     for (double& e : expected) e = reference::silu(e);
     expect_close(y, expected, 16 * test::epsilon(kF32) + 2 * test::epsilon(out()));
   }
 }
 
+// cos and sin of angles that grow from pair to pair.
+std::pair<Tensor, Tensor> rotations(Device device, int64_t length, int64_t pairs) {
+  const Tensor cos({}, kF32, {length, pairs});
+  const Tensor sin({}, kF32, {length, pairs});
+  for (int64_t i = 0; i < cos.numel(); ++i) {
+    cos.data<float>()[i] = std::cos(0.1F * static_cast<float>(i));
+    sin.data<float>()[i] = std::sin(0.1F * static_cast<float>(i));
+  }
+  return {cos.to(device), sin.to(device)};
+}
+
+// x [L, N D] rotated; cos, sin [L, D / 2].
+std::vector<double> rotated(std::vector<double> x, const std::vector<double>& cos,
+                            const std::vector<double>& sin, size_t heads, size_t head_dim) {
+  for (size_t i = 0; i < x.size(); i += 2) {
+    const size_t angle = i / (heads * head_dim) * (head_dim / 2) + i % head_dim / 2;
+    const double a = x[i];
+    const double b = x[i + 1];
+    x[i] = a * cos[angle] - b * sin[angle];
+    x[i + 1] = a * sin[angle] + b * cos[angle];
+  }
+  return x;
+}
+
 TEST_P(Types, Rope) {
-  for (const int64_t length : {1, 33}) {
-    constexpr int64_t kHeads = 3;
-    constexpr int64_t kDim = 10;
-    const Tensor x = random_tensor(in(), {length, kHeads, kDim}, 0);
-    Tensor cos({}, kF32, {length, kDim / 2});
-    Tensor sin({}, kF32, {length, kDim / 2});
-    for (int64_t i = 0; i < cos.numel(); ++i) {
-      cos.data<float>()[i] = std::cos(0.1F * static_cast<float>(i));
-      sin.data<float>()[i] = std::sin(0.1F * static_cast<float>(i));
-    }
-    auto expected = values(x);
-    const auto c = values(cos);
-    const auto s = values(sin);
-    for (size_t i = 0; i < expected.size(); i += 2) {
-      const size_t angle = i / (kHeads * kDim) * (kDim / 2) + i % kDim / 2;
-      const double a = expected[i];
-      const double b = expected[i + 1];
-      expected[i] = a * c[angle] - b * s[angle];
-      expected[i + 1] = a * s[angle] + b * c[angle];
-    }
-    const Guarded y(out(), x.shape());
-    rope(ctx_, x, cos, sin, y);
-    expect_close(y, expected, 4 * test::epsilon(kF32) + 2 * test::epsilon(out()));
-    if (in() == out()) {
-      rope(ctx_, x, cos, sin, x);  // in place
-      EXPECT_TRUE(test::same_bits(x, y));
+  constexpr int64_t kHeads = 3;
+  for (const int64_t dim : {2, 10, 64}) {
+    for (const int64_t length : {1, 33}) {
+      const Tensor x = random(in(), {length, kHeads, dim}, 0);
+      const auto [cos, sin] = rotations(device(), length, dim / 2);
+      const auto expected =
+          rotated(values(x), values(cos), values(sin), kHeads, static_cast<size_t>(dim));
+      const Guarded y(device(), out(), x.shape());
+      rope(ctx(), x, cos, sin, y);
+      expect_close(y, expected, 4 * test::epsilon(kF32) + 2 * test::epsilon(out()));
+      if (in() == out()) {
+        rope(ctx(), x, cos, sin, x);  // in place
+        EXPECT_TRUE(test::same_bits(x, y));
+      }
     }
   }
 }
 
-class Out : public testing::TestWithParam<DType> {
+// x += y * gate per frame, rounded; then the norm of what is in x, per frame.
+TEST_P(Types, AddLayerNorm) {
+  struct Case {
+    int64_t rows, dim;
+    size_t frames;
+    bool gated;
+    DType residual;
+  };
+
+  const Case cases[] = {{6, 1, 3, true, kF32},     {6, 17, 3, true, kF32},
+                        {99, 64, 1, false, kBF16}, {128, 384, 1, true, kF32},
+                        {30, 384, 3, true, kBF16}, {6, 1536, 2, false, kF32},
+                        {6, 2560, 2, true, kF32},  {4100, 128, 4, true, kF32}};
+  for (const auto& [rows, dim, frames, gated, residual] : cases) {
+    SCOPED_TRACE(str(rows, " x ", dim, ", frames ", frames));
+    const Tensor x = random(kF32, {rows, dim}, 0, 2.0F);
+    const Tensor y = random(in(), {rows, dim}, 1);
+    std::vector<Tensor> matrices;
+    std::vector<View> views;
+    for (size_t f = 0; f < frames; ++f) {
+      matrices.push_back(random(kF32, {3, dim}, 2 + static_cast<uint32_t>(f)));
+      views.push_back(matrices.back());
+    }
+    const FrameVectors gate{gated ? std::span<const View>(views) : std::span<const View>(), 2};
+    const FrameVectors scale{views, 1};
+    const FrameVectors shift{views, 0};
+    auto sum = values(x);
+    const auto more = values(y);
+    const size_t frame_values = sum.size() / frames;
+    std::vector<std::array<std::vector<double>, 3>> vectors(frames);
+    for (size_t f = 0; f < frames; ++f) {
+      for (int64_t row = 0; row < 3; ++row)
+        vectors[f][static_cast<size_t>(row)] = values(matrices[f].view().rows(row, row + 1));
+    }
+    for (size_t i = 0; i < sum.size(); ++i)
+      sum[i] +=
+          more[i] * (gated ? vectors[i / frame_values][2][i % static_cast<size_t>(dim)] : 1.0);
+
+    const Tensor added = x.clone();
+    add_frames(ctx(), added, y, gate, residual);
+    expect_close(added, sum, 2 * test::epsilon(kF32) + 2 * test::epsilon(residual));
+
+    const Tensor both = x.clone();
+    const Guarded h(device(), out(), x.shape());
+    add_layer_norm(ctx(), both, y, gate, residual, scale, shift, 1e-6F, true, h);
+    EXPECT_TRUE(test::same_bits(both, added));
+    std::vector<double> expected;
+    const auto stream = values(both);
+    for (size_t f = 0; f < frames; ++f) {
+      const auto begin = stream.begin() + static_cast<std::ptrdiff_t>(f * frame_values);
+      const auto normed = reference::layer_norm(
+          std::vector<double>(begin, begin + static_cast<std::ptrdiff_t>(frame_values)),
+          vectors[f][1], vectors[f][0], 1e-6, true);
+      expected.insert(expected.end(), normed.begin(), normed.end());
+    }
+    const double bound = dim == 1 ? 0.02 : 16 * test::epsilon(kF32) + 2 * test::epsilon(out());
+    expect_close(h, expected, bound);
+    const Guarded alone(device(), out(), x.shape());
+    frame_layer_norm(ctx(), both, scale, shift, 1e-6F, true, alone);
+    EXPECT_TRUE(test::same_bits(alone, h));
+  }
+}
+
+class Out : public test::OnDevice<std::tuple<DeviceKind, DType>> {
  protected:
-  Context ctx_{{}, 2};
+  DeviceKind kind() const override { return std::get<0>(GetParam()); }
+
+  DType dtype() const { return std::get<1>(GetParam()); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Ops, Out, testing::Values(kF32, kBF16),
-                         [](const auto& test) { return name_of(test.param); });
+INSTANTIATE_TEST_SUITE_P(Ops, Out,
+                         testing::Combine(testing::ValuesIn(test::device_kinds()),
+                                          testing::Values(kF32, kBF16)),
+                         [](const auto& test) {
+                           return str(test::name_of(std::get<0>(test.param)), "_",
+                                      name_of(std::get<1>(test.param)));
+                         });
 
 TEST_P(Out, LayerNorm) {
   for (const int64_t dim : {1, 17, 64, 384}) {
     for (const bool plus_one : {false, true}) {
       SCOPED_TRACE(str(dim, plus_one ? " modulated" : " affine"));
-      Tensor x = random_tensor(kF32, {37, dim}, 0);
+      const Tensor shifted = random_tensor(kF32, {37, dim}, 0);
       // A large common part: the variance must not be computed as E[x^2] - E[x]^2.
-      for (int64_t i = 0; i < x.numel(); ++i) x.data<float>()[i] += 100.0F;
-      const Tensor scale = random_tensor(kF32, {dim}, 1);
-      const Tensor shift = random_tensor(kF32, {dim}, 2);
-      const Guarded y(GetParam(), x.shape());
-      layer_norm(ctx_, x, scale, shift, 1e-6F, plus_one, y);
+      for (int64_t i = 0; i < shifted.numel(); ++i) shifted.data<float>()[i] += 100.0F;
+      const Tensor x = shifted.to(device());
+      const Tensor scale = random(kF32, {dim}, 1);
+      const Tensor shift = random(kF32, {dim}, 2);
+      const Guarded y(device(), dtype(), x.shape());
+      layer_norm(ctx(), x, scale, shift, 1e-6F, plus_one, y);
       // The mean carries an error of eps * 100, the spread is 1.
       expect_close(y,
                    reference::layer_norm(values(x), values(scale), values(shift), 1e-6, plus_one),
-                   dim == 1 ? 0.02 : 200 * test::epsilon(kF32) + 2 * test::epsilon(GetParam()));
+                   dim == 1 ? 0.02 : 200 * test::epsilon(kF32) + 2 * test::epsilon(dtype()));
+    }
+  }
+}
+
+TEST_P(Out, SplitHeads) {
+  struct Case {
+    int64_t rows, heads, head_dim;
+    std::vector<bool> wanted;
+  };
+
+  const Case cases[] = {{1, 1, 2, {true}},
+                        {33, 3, 10, {true, true, true}},
+                        {128, 6, 64, {true, true, true}},
+                        {77, 6, 64, {false, true, true}},
+                        {5, 12, 128, {true, true}},
+                        {3, 20, 128, {true, false, true}}};
+  for (const auto& [rows, heads, head_dim, wanted] : cases) {
+    SCOPED_TRACE(str(rows, " x ", heads, " x ", head_dim));
+    const int64_t dim = heads * head_dim;
+    const auto count = static_cast<int64_t>(wanted.size());
+    const Tensor x = random(kF32, {rows, count * dim}, 0, 3.0F);
+    const Tensor norms = random(kF32, {2, dim}, 1);
+    const auto [cos, sin] = rotations(device(), rows, head_dim / 2);
+    std::vector<std::unique_ptr<Guarded>> outs;
+    std::vector<HeadPart> parts;
+    for (size_t p = 0; p < wanted.size(); ++p) {
+      outs.push_back(std::make_unique<Guarded>(device(), dtype(), Shape{rows, heads, head_dim}));
+      const auto at = static_cast<int64_t>(p);
+      // Queries are normalised and rotated, keys only normalised, values neither.
+      parts.push_back({p < 2 ? norms.view().rows(at, at + 1).reshape({dim}) : View(), p == 0,
+                       wanted[p] ? outs.back()->view() : View()});
+    }
+    split_heads(ctx(), x, parts, cos, sin, 1e-6F);
+    const auto all = values(x);
+    for (size_t p = 0; p < wanted.size(); ++p) {
+      if (!wanted[p]) continue;
+      std::vector<double> expected;
+      for (int64_t row = 0; row < rows; ++row) {
+        const auto begin = all.begin() + static_cast<std::ptrdiff_t>(
+                                             (row * count + static_cast<int64_t>(p)) * dim);
+        expected.insert(expected.end(), begin, begin + static_cast<std::ptrdiff_t>(dim));
+      }
+      if (p < 2) expected = reference::rms_norm(expected, values(parts[p].norm), 1e-6);
+      if (p == 0)
+        expected = rotated(expected, values(cos), values(sin), static_cast<size_t>(heads),
+                           static_cast<size_t>(head_dim));
+      expect_close(*outs[p], expected, 8 * test::epsilon(kF32) + 2 * test::epsilon(dtype()));
     }
   }
 }
@@ -220,9 +361,9 @@ TEST_P(Out, LayerNorm) {
 TEST_P(Out, AddAndAddGated) {
   for (const int64_t dim : {1, 17, 384}) {
     SCOPED_TRACE(dim);
-    const Tensor x = random_tensor(kF32, {101, dim}, 0);
-    const Tensor y = random_tensor(GetParam(), {101, dim}, 1);
-    const Tensor gate = random_tensor(kF32, {dim}, 2);
+    const Tensor x = random(kF32, {101, dim}, 0);
+    const Tensor y = random(dtype(), {101, dim}, 1);
+    const Tensor gate = random(kF32, {dim}, 2);
     auto plain = values(x);
     auto gated = plain;
     const auto more = values(y);
@@ -232,46 +373,46 @@ TEST_P(Out, AddAndAddGated) {
       gated[i] += more[i] * factor[i % factor.size()];
     }
     const Tensor a = x.clone();
-    add(ctx_, a, y);
+    add(ctx(), a, y);
     expect_close(a, plain, 2 * test::epsilon(kF32));
     const Tensor b = x.clone();
-    add_gated(ctx_, b, y, gate);
+    add_gated(ctx(), b, y, gate);
     expect_close(b, gated, 2 * test::epsilon(kF32));
   }
 }
 
 TEST_P(Out, Multiply) {
   for (const int64_t count : {1, 17, 40000}) {
-    const Tensor x = random_tensor(kF32, {count}, 0);
-    const Tensor y = random_tensor(kF32, {count}, 1);
+    const Tensor x = random(kF32, {count}, 0);
+    const Tensor y = random(kF32, {count}, 1);
     auto expected = values(x);
     const auto factor = values(y);
     for (size_t i = 0; i < expected.size(); ++i) expected[i] *= factor[i];
-    const Guarded out(GetParam(), {count});
-    multiply(ctx_, x, y, out);
-    expect_close(out, expected, 2 * test::epsilon(GetParam()));
+    const Guarded out(device(), dtype(), {count});
+    multiply(ctx(), x, y, out);
+    expect_close(out, expected, 2 * test::epsilon(dtype()));
   }
 }
 
 TEST_P(Out, Relu) {
-  const Tensor x = random_tensor(GetParam(), {1001}, 0);
+  const Tensor x = random(dtype(), {1001}, 0);
   auto expected = values(x);
   for (double& value : expected) value = std::max(value, 0.0);
-  const Guarded out(GetParam(), {1001});
-  relu(ctx_, x, out);
+  const Guarded out(device(), dtype(), {1001});
+  relu(ctx(), x, out);
   expect_close(out, expected, 0);
 }
 
 TEST_P(Out, UpsampleRepeatsPixelsAndConcatJoinsChannels) {
   constexpr int64_t kHeight = 9;
   constexpr int64_t kWidth = 5;
-  const Tensor a = random_tensor(GetParam(), {kHeight, kWidth, 3}, 0);
-  const Tensor b = random_tensor(GetParam(), {kHeight, kWidth, 2}, 1);
-  const Guarded joined(GetParam(), {kHeight, kWidth, 5});
+  const Tensor a = random(dtype(), {kHeight, kWidth, 3}, 0);
+  const Tensor b = random(dtype(), {kHeight, kWidth, 2}, 1);
+  const Guarded joined(device(), dtype(), {kHeight, kWidth, 5});
   const View parts[] = {a, b};
-  concat_channels(ctx_, parts, joined);
-  const Guarded large(GetParam(), {2 * kHeight, 2 * kWidth, 5});
-  upsample_nearest(ctx_, joined, large);
+  concat_channels(ctx(), parts, joined);
+  const Guarded large(device(), dtype(), {2 * kHeight, 2 * kWidth, 5});
+  upsample_nearest(ctx(), joined, large);
   const auto first = values(a);
   const auto second = values(b);
   const auto found = values(large);
@@ -287,14 +428,51 @@ TEST_P(Out, UpsampleRepeatsPixelsAndConcatJoinsChannels) {
   }
 }
 
+TEST_P(Out, SliceTakesChannels) {
+  for (const int64_t unit : {1, 8}) {
+    const Tensor x = random(dtype(), {5, 3, 7 * unit}, 0);
+    const Guarded part(device(), dtype(), {5, 3, 3 * unit});
+    slice_channels(ctx(), x, 2 * unit, part);
+    const auto all = values(x);
+    const auto found = values(part);
+    for (size_t i = 0; i < found.size(); ++i) {
+      const auto channels = static_cast<size_t>(3 * unit);
+      EXPECT_EQ(found[i], all[i / channels * static_cast<size_t>(7 * unit) +
+                              static_cast<size_t>(2 * unit) + i % channels]);
+    }
+  }
+}
+
+// Views that begin anywhere: vector accesses must not be used, or must be put right.
+TEST_P(Out, AnyFirstElement) {
+  const Tensor x = random(kF32, {103}, 0);
+  const Tensor y = random(dtype(), {103}, 1);
+  for (const int64_t begin : {1, 2, 3}) {
+    const View from = x.view().rows(begin, 103);
+    const Guarded sum(device(), kF32, {103 - begin});
+    const Guarded product(device(), dtype(), {103 - begin});
+    axpby(ctx(), 1, from, 0, from, sum);
+    add(ctx(), sum, y.view().rows(begin, 103));
+    multiply(ctx(), from, from, product);
+    auto expected = values(from);
+    const auto more = values(y.view().rows(begin, 103));
+    auto squares = expected;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      squares[i] *= squares[i];
+      expected[i] += more[i];
+    }
+    expect_close(sum, expected, 2 * test::epsilon(kF32));
+    expect_close(product, squares, 2 * test::epsilon(dtype()));
+  }
+}
+
 TEST_P(Out, PixelShuffleIsPyTorchsAndInvertible) {
-  Context ctx({}, 2);
   constexpr int64_t kHeight = 9;
   constexpr int64_t kWidth = 5;
   constexpr int64_t kChannels = 3;
-  const Tensor x = random_tensor(GetParam(), {kHeight, kWidth, 4 * kChannels}, 0);
-  const Guarded large(GetParam(), {2 * kHeight, 2 * kWidth, kChannels});
-  pixel_shuffle(ctx, x, large);
+  const Tensor x = random(dtype(), {kHeight, kWidth, 4 * kChannels}, 0);
+  const Guarded large(device(), dtype(), {2 * kHeight, 2 * kWidth, kChannels});
+  pixel_shuffle(ctx(), x, large);
   const auto in = values(x);
   const auto out = values(large);
   for (int64_t y = 0; y < 2 * kHeight; ++y) {
@@ -307,8 +485,8 @@ TEST_P(Out, PixelShuffleIsPyTorchsAndInvertible) {
       }
     }
   }
-  const Guarded back(GetParam(), x.shape());
-  pixel_unshuffle(ctx, large, back);
+  const Guarded back(device(), dtype(), x.shape());
+  pixel_unshuffle(ctx(), large, back);
   EXPECT_TRUE(test::same_bits(back, x));
 }
 
@@ -317,28 +495,36 @@ TEST_P(Out, PatchifyOrdersChannelsThenPatchRows) {
   constexpr int64_t kHeight = 4;
   constexpr int64_t kWidth = 6;
   constexpr int64_t kPatch = 2;
-  Tensor z({}, kF32, {kChannels, kHeight, kWidth});
-  for (int64_t i = 0; i < z.numel(); ++i) z.data<float>()[i] = static_cast<float>(i);
-  const Guarded tokens(GetParam(), {6, 12});
-  patchify(ctx_, z, kPatch, tokens);
+  const Tensor counted({}, kF32, {kChannels, kHeight, kWidth});
+  for (int64_t i = 0; i < counted.numel(); ++i) counted.data<float>()[i] = static_cast<float>(i);
+  const Tensor z = counted.to(device());
+  const Guarded tokens(device(), dtype(), {6, 12});
+  patchify(ctx(), z, kPatch, tokens);
   const auto found = values(tokens);
   // Token 4 is the patch at row 1, column 1; value 7 of it is channel 1, py 1, px 1.
   EXPECT_EQ(found[4 * 12 + 7], 1 * kHeight * kWidth + 3 * kWidth + 3);
-  if (GetParam() == kF32) {
-    const Guarded back(kF32, z.shape());
-    unpatchify(ctx_, tokens, kPatch, back);
+  if (dtype() == kF32) {
+    const Guarded back(device(), kF32, z.shape());
+    unpatchify(ctx(), tokens, kPatch, back);
     EXPECT_TRUE(test::same_bits(back, z));
   }
 }
 
-TEST(Axpby, MayWriteIntoAnInput) {
-  Context ctx({}, 2);
-  const Tensor x = random_tensor(kF32, {1003}, 0);
-  const Tensor y = random_tensor(kF32, {1003}, 1);
+class Devices : public test::OnDevice<DeviceKind> {
+ protected:
+  DeviceKind kind() const override { return GetParam(); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Ops, Devices, testing::ValuesIn(test::device_kinds()),
+                         [](const auto& test) { return test::name_of(test.param); });
+
+TEST_P(Devices, AxpbyMayWriteIntoAnInput) {
+  const Tensor x = random(kF32, {1003}, 0);
+  const Tensor y = random(kF32, {1003}, 1);
   auto expected = values(x);
-  for (size_t i = 0; i < expected.size(); ++i)
-    expected[i] = 0.25 * expected[i] - 3.0 * static_cast<double>(y.data<float>()[i]);
-  axpby(ctx, 0.25F, x, -3.0F, y, y);
+  const auto more = values(y);
+  for (size_t i = 0; i < expected.size(); ++i) expected[i] = 0.25 * expected[i] - 3.0 * more[i];
+  axpby(ctx(), 0.25F, x, -3.0F, y, y);
   expect_close(y, expected, 2 * test::epsilon(kF32));
 }
 

@@ -7,33 +7,71 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "base/dtype.h"
 #include "base/philox.h"
+#include "build_config.h"
 #include "device/context.h"
+#include "device/cuda_device.h"
 #include "tensor/tensor.h"
 
 namespace longtake::test {
+
+// The devices that this build's ops have twins for.
+inline std::vector<DeviceKind> device_kinds() {
+  if constexpr (kHasCuda) return {DeviceKind::kCpu, DeviceKind::kCuda};
+  return {DeviceKind::kCpu};
+}
+
+inline const char* name_of(DeviceKind kind) {
+  return kind == DeviceKind::kCpu ? "cpu" : "cuda";
+}
+
+// True when there is a GPU that the engine runs on.
+inline bool has_gpu() {
+  try {
+    const Context ctx(Device{DeviceKind::kCuda, 0}, 1);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+// A copy on the CPU.
+inline Tensor on_host(View view) {
+  Tensor out({}, view.dtype(), view.shape());
+  if (view.empty()) return out;
+  if (view.device().kind == DeviceKind::kCpu) {
+    std::memcpy(out.view().raw(), view.raw(), view.bytes());
+  } else if constexpr (kHasCuda) {
+    cuda::copy_bytes_now(view.raw(), out.view().raw(), view.bytes(), cuda::Direction::kToHost);
+  }
+  return out;
+}
 
 // A tensor full of NaN between two guard zones; a kernel that forgets an element or writes outside
 // is found.
 class Guarded {
  public:
-  Guarded(DType dtype, const Shape& shape)
-      : bytes_(static_cast<size_t>(shape.numel()) * size_of(dtype)),
-        buffer_({}, bytes_ + 2 * kGuard) {
-    std::memset(buffer_.data(), kPattern, kGuard);
-    std::memset(buffer_.data() + kGuard, 0xff, bytes_);  // NaN as f32 and as bf16
-    std::memset(buffer_.data() + kGuard + bytes_, kPattern, kGuard);
-    view_ = View(buffer_.data() + kGuard, dtype, {}, shape);
+  Guarded(Device device, DType dtype, const Shape& shape)
+      : bytes_(shape.numel() * static_cast<int64_t>(size_of(dtype))) {
+    const Tensor host({}, DType::kU8, {bytes_ + 2 * kGuard});
+    std::memset(host.view().raw(), 0xff, host.bytes());  // NaN as f32 and as bf16
+    for (const int64_t zone : {int64_t{0}, kGuard + bytes_})
+      std::memset(host.view().raw() + zone, kPattern, kGuard);
+    all_ = host.to(device);
+    view_ = View(all_.view().raw() + kGuard, dtype, device, shape);
   }
 
+  Guarded(DType dtype, const Shape& shape) : Guarded({}, dtype, shape) {}
+
   ~Guarded() {
-    for (size_t i = 0; i < kGuard; ++i) {
-      const bool intact = buffer_.data()[i] == std::byte{kPattern} &&
-                          buffer_.data()[kGuard + bytes_ + i] == std::byte{kPattern};
-      if (!intact) {
+    const Tensor host = on_host(all_);
+    const auto* bytes = host.data<uint8_t>();
+    for (int64_t i = 0; i < kGuard; ++i) {
+      if (bytes[i] != kPattern || bytes[kGuard + bytes_ + i] != kPattern) {
         ADD_FAILURE() << "guard zone overwritten at byte " << i;
         break;
       }
@@ -45,10 +83,10 @@ class Guarded {
   View view() const { return view_; }
 
  private:
-  static constexpr size_t kGuard = 256;
+  static constexpr int64_t kGuard = 256;
   static constexpr int kPattern = 0x5a;
-  size_t bytes_;
-  Buffer buffer_;
+  int64_t bytes_;
+  Tensor all_;
   View view_;
 };
 
@@ -63,7 +101,9 @@ inline Tensor random_tensor(DType dtype, const Shape& shape, uint32_t stream, fl
   return out;
 }
 
-inline std::vector<double> values(View view) {
+inline std::vector<double> values(View anywhere) {
+  const Tensor host = on_host(anywhere);
+  const View view = host;
   std::vector<double> out;
   for (int64_t i = 0; i < view.numel(); ++i)
     out.push_back(view.dtype() == DType::kF32
@@ -104,8 +144,36 @@ inline void expect_close(View actual, const std::vector<double>& expected, doubl
 }
 
 inline bool same_bits(View a, View b) {
-  return a.bytes() == b.bytes() && std::memcmp(a.raw(), b.raw(), a.bytes()) == 0;
+  const Tensor first = on_host(a);
+  const Tensor second = on_host(b);
+  return a.bytes() == b.bytes() &&
+         std::memcmp(first.view().raw(), second.view().raw(), a.bytes()) == 0;
 }
+
+// Tests of ops, written once for all devices; those of a GPU are skipped where there is none.
+template <typename Param>
+class OnDevice : public testing::TestWithParam<Param> {
+ protected:
+  virtual DeviceKind kind() const = 0;
+
+  void SetUp() override {
+    if (kind() == DeviceKind::kCuda && !has_gpu()) GTEST_SKIP() << "no NVIDIA GPU on this machine";
+    ctx_.emplace(Device{kind(), 0}, 2);
+  }
+
+  Context& ctx() { return *ctx_; }
+
+  Device device() const { return ctx_->device(); }
+
+  bool on_cpu() const { return kind() == DeviceKind::kCpu; }
+
+  Tensor random(DType dtype, const Shape& shape, uint32_t stream, float spread = 1.0F) {
+    return random_tensor(dtype, shape, stream, spread).to(device());
+  }
+
+ private:
+  std::optional<Context> ctx_;
+};
 
 }  // namespace longtake::test
 

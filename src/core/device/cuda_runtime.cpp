@@ -96,6 +96,8 @@ void copy_bytes(Runtime& runtime, const void* from, void* to, size_t bytes, Dire
 }
 
 void copy_bytes_now(const void* from, void* to, size_t bytes, Direction direction) {
+  // What streams still have to write is waited for: they do not wait for this copy, nor it for them.
+  if (direction != Direction::kToDevice) check(cudaDeviceSynchronize(), "copy");
   check(cudaMemcpy(to, from, bytes, kind_of(direction)), "copy");
 }
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "device/context.h"
+#include "device/cublas.h"
 #include "device/cuda_check.h"
 
 namespace longtake::cuda {
@@ -35,6 +36,9 @@ class Runtime {
 
   size_t blas_workspace_bytes() const { return blas_workspace_.size(); }
 
+  // Products that have run before, ready to run again.
+  CublasPlans& plans() { return plans_; }
+
   int num_multiprocessors() const { return num_multiprocessors_; }
 
   // What a twin makes at its first call and keeps for later ones, by its type and a key of its own:
@@ -51,6 +55,7 @@ class Runtime {
   cudaStream_t stream_ = nullptr;
   cublasLtHandle_t blas_ = nullptr;
   DeviceArray<std::byte> blas_workspace_;
+  CublasPlans plans_;
   int num_multiprocessors_ = 0;
   std::map<std::pair<std::type_index, int64_t>, std::shared_ptr<void>> kept_;
 };

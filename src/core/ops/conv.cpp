@@ -4,6 +4,33 @@
 #include "ops/expect.h"
 
 namespace longtake {
+namespace {
+
+std::unique_ptr<ConvWeight::Impl> pack(Context& ctx, View weight, View scale, View bias,
+                                       const ConvWeight::Form& form) {
+  LONGTAKE_DISPATCH(ctx, pack_conv, weight, scale, bias, form);
+}
+
+}  // namespace
+
+ConvWeight::ConvWeight(Context& ctx, View weight, View scale, View bias, int stride, int padding,
+                       DType compute) {
+  expect_rank("conv2d weight", weight, 4);
+  LONGTAKE_CHECK(stride > 0 && padding >= 0, "stride ", stride, ", padding ", padding);
+  if (weight.dtype() == DType::kI8) {
+    expect_shape("conv2d scale", scale, {weight.dim(0)});
+    expect_dtype("conv2d scale", scale, DType::kF32);
+  } else {
+    expect_float("conv2d weight", weight);
+  }
+  if (!bias.empty()) {
+    expect_shape("conv2d bias", bias, {weight.dim(0)});
+    expect_dtype("conv2d bias", bias, DType::kF32);
+  }
+  impl_ =
+      pack(ctx, weight, scale, bias,
+           {weight.dim(1), weight.dim(0), weight.dim(2), weight.dim(3), stride, padding, compute});
+}
 
 void conv2d(Context& ctx, View x, const ConvWeight& weight, View out) {
   expect_rank("conv2d x", x, 3);

@@ -1,6 +1,7 @@
 // 2-D convolution over channels-last images, zero padding, square stride and padding.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -13,23 +14,47 @@ namespace longtake {
 class ConvWeight {
  public:
   // weight [out, in, kh, kw] f32 | bf16 | i8; scale [out] f32 for i8, else empty; bias [out] f32 or
-  // empty. compute f32 | bf16.
+  // empty; all on the CPU, packed for ctx's device. compute f32 | bf16.
   ConvWeight(Context& ctx, View weight, View scale, View bias, int stride, int padding,
              DType compute);
-  ~ConvWeight();
-  ConvWeight(ConvWeight&&) noexcept;
-  ConvWeight& operator=(ConvWeight&&) noexcept;
 
-  int64_t in_channels() const;
-  int64_t out_channels() const;
-  DType compute_dtype() const;
-  size_t bytes() const;  // packed weight and bias
+  int64_t in_channels() const { return impl_->form.in; }
+
+  int64_t out_channels() const { return impl_->form.out; }
+
+  DType compute_dtype() const { return impl_->form.compute; }
+
+  size_t bytes() const { return impl_->bytes(); }  // packed weight and bias
 
   // The size of the output along one axis for an input of `size` pixels.
-  int64_t out_height(int64_t size) const;
-  int64_t out_width(int64_t size) const;
+  int64_t out_height(int64_t size) const {
+    return impl_->form.out_size(size, impl_->form.kernel_h);
+  }
 
-  struct Impl;
+  int64_t out_width(int64_t size) const { return impl_->form.out_size(size, impl_->form.kernel_w); }
+
+  struct Form {
+    int64_t in, out, kernel_h, kernel_w, stride, padding;
+    DType compute;
+
+    int64_t out_size(int64_t size, int64_t kernel) const {
+      return std::max<int64_t>(0, (size + 2 * padding - kernel) / stride + 1);
+    }
+  };
+
+  // As one device holds it; its twin of conv2d() knows which.
+  class Impl {
+   public:
+    explicit Impl(const Form& that) : form(that) {}
+
+    virtual ~Impl() = default;
+    Impl(const Impl&) = delete;
+    Impl& operator=(const Impl&) = delete;
+
+    virtual size_t bytes() const = 0;
+
+    const Form form;
+  };
 
   Impl& impl() const { return *impl_; }
 
@@ -42,10 +67,13 @@ void conv2d(Context& ctx, View x, const ConvWeight& weight, View out);
 
 namespace cpu {
 extern decltype(longtake::conv2d) conv2d;
-}
+std::unique_ptr<ConvWeight::Impl> pack_conv(Context& ctx, View weight, View scale, View bias,
+                                            const ConvWeight::Form& form);
+}  // namespace cpu
 
 namespace cuda {
 extern decltype(longtake::conv2d) conv2d;
-}
+extern decltype(cpu::pack_conv) pack_conv;
+}  // namespace cuda
 
 }  // namespace longtake

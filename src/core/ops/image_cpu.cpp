@@ -10,9 +10,23 @@ namespace longtake::cpu {
 namespace {
 
 constexpr int64_t kGrainRows = 8;
+constexpr int64_t kGrainBytes = int64_t{1}
+                                << 15;  // below this a second thread costs more than it helps
 
 int64_t pixel_bytes(View image) {
   return image.dim(2) * static_cast<int64_t>(size_of(image.dtype()));
+}
+
+// The same `bytes` of every pixel of an image of `image`'s size; pixels are `from_pixel` and
+// `to_pixel` bytes apart.
+void copy_parts(Context& ctx, View image, const std::byte* from, int64_t from_pixel, std::byte* to,
+                int64_t to_pixel, int64_t bytes) {
+  const int64_t width = image.dim(1);
+  const int64_t grain = kGrainBytes / (width * bytes + 1) + 1;
+  parallel_for(ctx, image.dim(0), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * width; i < end * width; ++i)
+      std::memcpy(to + i * to_pixel, from + i * from_pixel, static_cast<size_t>(bytes));
+  });
 }
 
 }  // namespace
@@ -34,17 +48,18 @@ void upsample_nearest(Context& ctx, View x, View out) {
 
 void concat_channels(Context& ctx, std::span<const View> parts, View out) {
   const int64_t pixel = pixel_bytes(out);
-  const int64_t width = out.dim(1);
-  parallel_for(ctx, out.dim(0), kGrainRows, [&](int64_t begin, int64_t end) {
-    int64_t offset = 0;
-    for (const View& part : parts) {
-      const int64_t bytes = pixel_bytes(part);
-      for (int64_t i = begin * width; i < end * width; ++i)
-        std::memcpy(out.raw() + i * pixel + offset, part.raw() + i * bytes,
-                    static_cast<size_t>(bytes));
-      offset += bytes;
-    }
-  });
+  int64_t offset = 0;
+  for (const View& part : parts) {
+    const int64_t bytes = pixel_bytes(part);
+    copy_parts(ctx, out, part.raw(), bytes, out.raw() + offset, pixel, bytes);
+    offset += bytes;
+  }
+}
+
+void slice_channels(Context& ctx, View x, int64_t begin, View out) {
+  const auto offset = begin * static_cast<int64_t>(size_of(x.dtype()));
+  copy_parts(ctx, out, x.raw() + offset, pixel_bytes(x), out.raw(), pixel_bytes(out),
+             pixel_bytes(out));
 }
 
 }  // namespace longtake::cpu

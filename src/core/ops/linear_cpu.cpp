@@ -3,7 +3,6 @@
 #include <tuple>
 
 #include "ops/elementwise.h"
-#include "ops/expect.h"
 #include "ops/linear.h"
 #include "ops/onednn.h"
 
@@ -28,13 +27,20 @@ dnnl::primitive_attr attributes(Activation activation) {
   return attr;
 }
 
-}  // namespace
+class Weight : public LinearWeight::Impl {
+ public:
+  Weight(View plain, View scale, View plain_bias, DType dtype)
+      : Impl(plain.dim(1), plain.dim(0), dtype), bias(onednn::copy_bias(plain_bias)) {
+    const memory::dims dims = {in, out};
+    const memory::desc any(dims, onednn::type_of(compute), memory::format_tag::any);
+    const auto desc = describe({kTypicalRows, Activation::kNone, DType::kF32}, any);
+    weight = onednn::pack(plain, scale, dims, memory::format_tag::ba, desc.weights_desc());
+  }
 
-struct LinearWeight::Impl {
-  int64_t in = 0, out = 0;
-  DType compute = DType::kF32;
-  dnnl::memory weight, bias;
-  onednn::PrimitiveCache<Key> primitives;
+  size_t bytes() const override {
+    const size_t bias_bytes = bias.get(true) == nullptr ? 0 : bias.get_desc().get_size();
+    return weight.get_desc().get_size() + bias_bytes;
+  }
 
   dnnl::matmul::primitive_desc describe(const Key& key, const memory::desc& packed) const {
     const auto [rows, activation, out_dtype] = key;
@@ -45,60 +51,25 @@ struct LinearWeight::Impl {
       bias_desc = {{1, out}, memory::data_type::f32, memory::format_tag::ab};
     return {{src, packed, bias_desc, dst}, attributes(activation), onednn::engine()};
   }
+
+  dnnl::memory weight, bias;
+  onednn::PrimitiveCache<Key> primitives;
 };
 
-LinearWeight::LinearWeight(Context& ctx, View weight, View scale, View bias, DType compute)
-    : impl_(std::make_unique<Impl>()) {
-  expect_rank("linear weight", weight, 2);
-  impl_->out = weight.dim(0);
-  impl_->in = weight.dim(1);
-  impl_->compute = compute;
-  if (weight.dtype() == DType::kI8) {
-    expect_shape("linear scale", scale, {impl_->out});
-    expect_dtype("linear scale", scale, DType::kF32);
-  } else {
-    expect_float("linear weight", weight);
-  }
-  if (!bias.empty()) {
-    expect_shape("linear bias", bias, {impl_->out});
-    expect_dtype("linear bias", bias, DType::kF32);
-  }
-  if (compute == DType::kBF16 && !bf16_products_supported())
-    throw Error(ErrorKind::kUsage, "dtype bf16: expected a CPU with AVX-512, found one without");
-  const memory::dims dims = {impl_->in, impl_->out};
-  const memory::desc any(dims, onednn::type_of(compute), memory::format_tag::any);
-  impl_->bias = onednn::copy_bias(bias);
-  const auto desc = impl_->describe({kTypicalRows, Activation::kNone, DType::kF32}, any);
-  impl_->weight =
-      onednn::pack(ctx, weight, scale, dims, memory::format_tag::ba, desc.weights_desc());
-}
-
-LinearWeight::~LinearWeight() = default;
-LinearWeight::LinearWeight(LinearWeight&&) noexcept = default;
-LinearWeight& LinearWeight::operator=(LinearWeight&&) noexcept = default;
-
-int64_t LinearWeight::in_features() const {
-  return impl_->in;
-}
-
-int64_t LinearWeight::out_features() const {
-  return impl_->out;
-}
-
-DType LinearWeight::compute_dtype() const {
-  return impl_->compute;
-}
-
-size_t LinearWeight::bytes() const {
-  const size_t bias = impl_->bias.get(true) == nullptr ? 0 : impl_->bias.get_desc().get_size();
-  return impl_->weight.get_desc().get_size() + bias;
-}
+}  // namespace
 
 bool bf16_products_supported() {
   return dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core;
 }
 
 namespace cpu {
+
+std::unique_ptr<LinearWeight::Impl> pack_linear(Context& /*ctx*/, View weight, View scale,
+                                                View bias, DType compute) {
+  if (compute == DType::kBF16 && !bf16_products_supported())
+    throw Error(ErrorKind::kUsage, "dtype bf16: expected a CPU with AVX-512, found one without");
+  return std::make_unique<Weight>(weight, scale, bias, compute);
+}
 
 void linear(Context& ctx, View x, const LinearWeight& weight, Activation activation, View out) {
   if (weight.compute_dtype() == DType::kF32 && out.dtype() == DType::kBF16) {
@@ -108,7 +79,7 @@ void linear(Context& ctx, View x, const LinearWeight& weight, Activation activat
     cpu::linear(ctx, x, weight, activation, wide);
     return cpu::convert(ctx, wide, out);
   }
-  LinearWeight::Impl& impl = weight.impl();
+  auto& impl = static_cast<Weight&>(weight.impl());
   const Key key{x.dim(0), activation, out.dtype()};
   const onednn::Primitive& primitive = impl.primitives.get(key, [&] {
     const auto desc = impl.describe(key, impl.weight.get_desc());

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "ops/widen.h"
 
 namespace longtake::onednn {
 namespace {
@@ -43,22 +44,12 @@ dnnl::memory memory_of(const dnnl::memory::desc& desc, View view) {
   return dnnl::memory(desc, engine(), view.raw());
 }
 
-Tensor dequantize(Context& ctx, View weight, View scale) {
-  Tensor out(ctx.device(), DType::kF32, weight.shape());
-  const int64_t rows = weight.dim(0);
-  const int64_t row = rows == 0 ? 0 : weight.numel() / rows;
-  for (int64_t i = 0; i < weight.numel(); ++i) {
-    out.data<float>()[i] =
-        static_cast<float>(weight.data<int8_t>()[i]) * scale.data<float>()[i / row];
-  }
-  return out;
-}
-
-dnnl::memory pack(Context& ctx, View weight, View scale, const dnnl::memory::dims& dims,
+dnnl::memory pack(View weight, View scale, const dnnl::memory::dims& dims,
                   dnnl::memory::format_tag plain, const dnnl::memory::desc& packed) {
   Tensor wide;
   if (weight.dtype() == DType::kI8) {
-    wide = dequantize(ctx, weight, scale);
+    wide = Tensor({}, DType::kF32, weight.shape());
+    widen(weight, scale, wide);
     weight = wide;
   }
   dnnl::memory from = memory_of({dims, type_of(weight.dtype()), plain}, weight);

@@ -20,11 +20,8 @@ dnnl::memory::data_type type_of(DType dtype);
 // Views `view`'s bytes as `desc`. No copy.
 dnnl::memory memory_of(const dnnl::memory::desc& desc, View view);
 
-// The weight in f32, i8 rows multiplied by their scale. Row = first axis.
-Tensor dequantize(Context& ctx, View weight, View scale);
-
 // weight [as `plain`], converted and packed as `packed`.
-dnnl::memory pack(Context& ctx, View weight, View scale, const dnnl::memory::dims& dims,
+dnnl::memory pack(View weight, View scale, const dnnl::memory::dims& dims,
                   dnnl::memory::format_tag plain, const dnnl::memory::desc& packed);
 
 // weight in another layout; the same memory when it has that layout already.

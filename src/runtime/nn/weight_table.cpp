@@ -7,31 +7,10 @@
 #include "base/error.h"
 #include "io/json.h"
 #include "ops/elementwise.h"
+#include "ops/widen.h"
 
 namespace longtake {
 namespace {
-
-// value = i8 * scale[row], bf16 widened, or a copy.
-void widen(View data, View scale, View out) {
-  auto* to = out.data<float>();
-  const int64_t count = data.numel();
-  switch (data.dtype()) {
-    case DType::kF32:
-      std::memcpy(to, data.raw(), data.bytes());
-      return;
-    case DType::kBF16:
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(data.data<bf16>()[i]);
-      return;
-    case DType::kI8: {
-      const int64_t row = count / data.dim(0);
-      for (int64_t i = 0; i < count; ++i)
-        to[i] = static_cast<float>(data.data<int8_t>()[i]) * scale.data<float>()[i / row];
-      return;
-    }
-    default:
-      LONGTAKE_CHECK(false, "weight of dtype ", name_of(data.dtype()));
-  }
-}
 
 bool is_floating(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16 ||
@@ -108,7 +87,7 @@ std::optional<WeightTable::Stored> WeightTable::find(const std::string& name, co
   if (as_it_is && tensor->is_dense()) {
     stored.data = tensor->view();
   } else {
-    stored.copy = Tensor(ctx_->device(), DType::kF32, shape);
+    stored.copy = Tensor({}, DType::kF32, shape);
     read_tensor(*tensor, stored.copy);
     stored.data = stored.copy;
   }
@@ -142,16 +121,17 @@ void WeightTable::add_lora(const std::string& name, const Shape& shape, Stored& 
   StoredTensor turned = *a;
   std::swap(turned.shape[0], turned.shape[1]);
   std::swap(turned.strides[0], turned.strides[1]);
-  const Tensor a_turned(ctx_->device(), DType::kF32, turned.shape);
-  const Tensor b_wide(ctx_->device(), DType::kF32, b->shape);
+  const Tensor a_turned({}, DType::kF32, turned.shape);
+  const Tensor b_wide({}, DType::kF32, b->shape);
   read_tensor(turned, a_turned);
   read_tensor(*b, b_wide);
-  const LinearWeight product(*ctx_, a_turned, View(), View(), DType::kF32);
-  const Tensor update(ctx_->device(), DType::kF32, shape);
-  longtake::linear(*ctx_, b_wide, product, Activation::kNone, update);
-  Tensor merged(ctx_->device(), DType::kF32, shape);
+  Context& host = host_context();
+  const LinearWeight product(host, a_turned, View(), View(), DType::kF32);
+  const Tensor update({}, DType::kF32, shape);
+  longtake::linear(host, b_wide, product, Activation::kNone, update);
+  Tensor merged({}, DType::kF32, shape);
   widen(weight.data.reshape(shape), weight.scale, merged);
-  axpby(*ctx_, 1, merged, lora_scale_, update, merged);
+  axpby(host, 1, merged, lora_scale_, update, merged);
   weight = {merged, View(), std::move(merged), weight.source};
 }
 
@@ -165,7 +145,7 @@ void WeightTable::linear(const std::string& name, int64_t out, int64_t in, DType
   if (ctx_ == nullptr) return;
   Tensor wide_bias;
   if (form.has_bias) {
-    wide_bias = Tensor(ctx_->device(), DType::kF32, {out});
+    wide_bias = Tensor({}, DType::kF32, {out});
     widen(bias->data, View(), wide_bias);
   }
   if (!form.row_order.empty()) {
@@ -207,7 +187,7 @@ void WeightTable::conv(const std::string& name, int64_t out, int64_t in, DType c
   }
   Tensor wide_bias;
   if (form.has_bias) {
-    wide_bias = Tensor(ctx_->device(), DType::kF32, {out});
+    wide_bias = Tensor({}, DType::kF32, {out});
     widen(bias->data, View(), wide_bias);
   }
   field.emplace(*ctx_, weight->data.reshape({out, taps * in, form.kernel, form.kernel}),
@@ -219,9 +199,27 @@ void WeightTable::conv(const std::string& name, int64_t out, int64_t in, DType c
 void WeightTable::tensor(const std::string& name, const Shape& shape, Tensor& field) {
   const auto stored = find(name, shape, shape.rank() > 1);
   if (!stored || ctx_ == nullptr) return;
-  field = Tensor(ctx_->device(), DType::kF32, shape);
-  widen(stored->data, stored->scale, field);
+  Tensor wide({}, DType::kF32, shape);
+  widen(stored->data, stored->scale, wide);
+  keep(std::move(wide), field);
+}
+
+void WeightTable::constant(std::span<const float> values, Tensor& field) {
+  if (ctx_ == nullptr) return;
+  Tensor copy({}, DType::kF32, {static_cast<int64_t>(values.size())});
+  std::copy(values.begin(), values.end(), copy.data<float>());
+  keep(std::move(copy), field);
+}
+
+void WeightTable::keep(Tensor host, Tensor& field) {
+  field = ctx_->device().kind == DeviceKind::kCpu ? std::move(host) : host.to(ctx_->device());
   bytes_ += field.bytes();
+}
+
+Context& WeightTable::host_context() {
+  if (ctx_->device().kind == DeviceKind::kCpu) return *ctx_;
+  if (!host_) host_.emplace(Device{}, ctx_->threads());
+  return *host_;
 }
 
 std::vector<std::string> WeightTable::problems() const {

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -38,8 +39,15 @@ struct ConvForm {
 
 class WeightTable {
  public:
-  // ctx: where weights are packed; nullptr: check only, fields stay empty.
+  // ctx: whose device weights are packed for; nullptr: check only, fields stay empty. Weights are
+  // prepared on the CPU whatever the device.
   WeightTable(const Checkpoint& file, Context* ctx) : file_(file), ctx_(ctx) {}
+
+  // What is listed from here on is packed for another context's device: a model may have parts on
+  // several. Does nothing to a table that only checks.
+  void pack_for(Context& ctx) {
+    if (ctx_ != nullptr) ctx_ = &ctx;
+  }
 
   // Adds scale * B A to the weight of every linear layer for which `lora` holds a pair, in f32:
   // PEFT's names, base_model.model.`name`.lora_A.weight [rank, in] and .lora_B.weight [out, rank].
@@ -56,6 +64,9 @@ class WeightTable {
 
   // A tensor that is kept as f32 whatever its storage: norms, modulations, embeddings.
   void tensor(const std::string& name, const Shape& shape, Tensor& field);
+
+  // Numbers that belong to the model and are in no file: a vector on the fields' device.
+  void constant(std::span<const float> values, Tensor& field);
 
   // The file may hold tensors with names of this beginning; nobody asks for them.
   void ignore(const std::string& beginning) { ignored_.push_back(beginning); }
@@ -100,8 +111,15 @@ class WeightTable {
   // The rows that keeps_last_rows asks for, as a shape of the file; `shape` if the file has it.
   Shape with_stored_rows(const std::string& name, const Shape& shape) const;
 
+  // Moves a prepared tensor to where its field lies.
+  void keep(Tensor host, Tensor& field);
+
+  // The context that prepares weights.
+  Context& host_context();
+
   const Checkpoint& file_;
   Context* ctx_;
+  std::optional<Context> host_;  // when ctx_ is not on the CPU
   const Checkpoint* lora_ = nullptr;
   float lora_scale_ = 1;
   std::set<std::string> used_lora_;

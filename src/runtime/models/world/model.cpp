@@ -46,8 +46,11 @@ Model load_model(Context& ctx, const std::string& folder, DType compute) {
   Config config = read_config(folder);
   Vocabulary vocabulary = read_vocabulary(folder, config);
   const Checkpoint file(in_folder(folder, kWeightsFile));
-  WeightTable table(file, &ctx);
+  // The text encoder runs once a prompt, and stays on the CPU.
+  Context host({}, ctx.threads());
+  WeightTable table(file, &host);
   TextEncoder text_encoder(config.text_encoder, table);
+  table.pack_for(ctx);
   Transformer transformer(config.transformer, config.text_encoder.dim, compute, table);
   Autoencoder autoencoder(config.autoencoder, compute, table);
   table.finish();
