@@ -14,6 +14,7 @@
 #include "ops/heads.h"
 #include "ops/image.h"
 #include "ops/linear.h"
+#include "ops/noise.h"
 #include "ops/norm.h"
 #include "ops/patchify.h"
 #include "ops/pixel_shuffle.h"
@@ -428,6 +429,47 @@ TEST_P(Out, UpsampleRepeatsPixelsAndConcatJoinsChannels) {
   }
 }
 
+TEST_P(Out, PlanesToChannelsLastAndBack) {
+  constexpr size_t kChannels = 5;
+  constexpr size_t kArea = 7 * 3;
+  const Tensor z = random(kF32, {kChannels, 7, 3}, 0);
+  const Tensor scale = random(kF32, {kChannels}, 1);
+  const Tensor shift = random(kF32, {kChannels}, 2);
+  const Guarded image(device(), dtype(), {7, 3, kChannels});
+  to_channels_last(ctx(), z, scale, shift, image);
+  const auto in = values(z);
+  const auto a = values(scale);
+  const auto b = values(shift);
+  std::vector<double> expected(in.size());
+  for (size_t i = 0; i < kArea; ++i) {
+    for (size_t c = 0; c < kChannels; ++c)
+      expected[i * kChannels + c] = in[c * kArea + i] * a[c] + b[c];
+  }
+  expect_close(image, expected, 4 * test::epsilon(kF32) + 2 * test::epsilon(dtype()));
+  const Guarded plain(device(), dtype(), {7, 3, kChannels});
+  to_channels_last(ctx(), z, View(), View(), plain);
+  for (size_t i = 0; i < kArea; ++i) {
+    for (size_t c = 0; c < kChannels; ++c) expected[i * kChannels + c] = in[c * kArea + i];
+  }
+  expect_close(plain, expected, 2 * test::epsilon(dtype()));
+  if (dtype() == kBF16) return;
+  const Guarded back(device(), kF32, z.shape());
+  to_planes(ctx(), plain, View(), View(), back);
+  EXPECT_TRUE(test::same_bits(back, z));
+  const Guarded restored(device(), kF32, z.shape());
+  to_planes(ctx(), image, scale, shift, restored);
+  expect_close(restored, in, 1e-5);  // a small scale loses places of the shift
+}
+
+TEST_P(Out, SoftLimit) {
+  const Tensor x = random(kF32, {1003}, 0, 4.0F);
+  auto expected = values(x);
+  for (double& value : expected) value = 3 * std::tanh(value / 3);
+  const Guarded y(device(), dtype(), {1003});
+  soft_limit(ctx(), x, 3, y);
+  expect_close(y, expected, 4 * test::epsilon(kF32) + 2 * test::epsilon(dtype()));
+}
+
 TEST_P(Out, SliceTakesChannels) {
   for (const int64_t unit : {1, 8}) {
     const Tensor x = random(dtype(), {5, 3, 7 * unit}, 0);
@@ -526,6 +568,54 @@ TEST_P(Devices, AxpbyMayWriteIntoAnInput) {
   for (size_t i = 0; i < expected.size(); ++i) expected[i] = 0.25 * expected[i] - 3.0 * more[i];
   axpby(ctx(), 0.25F, x, -3.0F, y, y);
   expect_close(y, expected, 2 * test::epsilon(kF32));
+}
+
+// The same numbers as on the CPU, but for the last place of a few; a frame's do not depend on what
+// else is drawn.
+TEST_P(Devices, NoiseIsPhiloxs) {
+  constexpr uint64_t kSeed = (uint64_t{7} << 40) + 5;
+  constexpr int64_t kFrames = 3;
+  constexpr int64_t kFirst = 2;
+  for (const int64_t count : {1, 6, 8193}) {
+    Tensor clock({}, DType::kI64, {1});
+    *clock.data<int64_t>() = 1000;
+    const Tensor on_device = clock.to(device());
+    const Guarded noise(device(), kF32, {kFrames, count});
+    fill_normal(ctx(), kSeed, on_device, 3, noise, kFirst, kFrames);
+    std::vector<float> expected(static_cast<size_t>(kFrames * count));
+    for (int64_t f = 0; f < kFrames; ++f)
+      fill_normal(kSeed, static_cast<uint32_t>(1000 + kFirst + f), 3, expected.data() + f * count,
+                  count);
+    const Tensor found = test::on_host(noise);
+    int64_t different = 0;
+    for (int64_t i = 0; i < found.numel(); ++i) {
+      const float value = found.data<float>()[i];
+      const float wanted = expected[static_cast<size_t>(i)];
+      if (value == wanted) continue;
+      ++different;
+      EXPECT_TRUE(value == std::nextafter(wanted, 10.0F) || value == std::nextafter(wanted, -10.0F))
+          << "element " << i << ": " << value << ", expected " << wanted;
+    }
+    EXPECT_LE(different, on_cpu() ? 0 : found.numel() / 1000);
+    RecordProperty(str("different_of_", found.numel()), static_cast<int>(different));
+  }
+}
+
+TEST_P(Devices, ColoursAreClampedAndComeBack) {
+  Tensor pixels({}, kF32, {1, 2, 5});
+  const float in[] = {-1.0F, 1.0F, -2.0F, 3.0F, 0.0F, std::nanf(""), 0.5F, -0.999F, 0.999F, 0.001F};
+  std::copy(std::begin(in), std::end(in), pixels.data<float>());
+  const Tensor from = pixels.to(device());
+  const Tensor rgb(device(), DType::kU8, pixels.shape());
+  to_rgb(ctx(), from, rgb);
+  const Tensor found = test::on_host(rgb);
+  const int expected[] = {0, 255, 0, 255, 128, 0, 191, 0, 255, 128};
+  for (size_t i = 0; i < std::size(expected); ++i) EXPECT_EQ(found.data<uint8_t>()[i], expected[i]);
+  const Guarded back(device(), kF32, pixels.shape());
+  from_rgb(ctx(), rgb, back);
+  std::vector<double> values_back;
+  for (const int e : expected) values_back.push_back(static_cast<float>(e) / 127.5F - 1.0F);
+  expect_close(back, values_back, 2 * test::epsilon(kF32));
 }
 
 TEST(Expect, NamesTheThingTheExpectedAndTheFound) {

@@ -15,6 +15,7 @@
 #include "metrics/attention.h"
 #include "metrics/error_bound.h"
 #include "models/world/model.h"
+#include "ops/image.h"
 #include "ops/linear.h"
 #include "pipeline/calibration.h"
 #include "pipeline/comparison.h"
@@ -417,7 +418,7 @@ TEST(MovedMassBound, HoldsOnTheEmbeddedModel) {
     const int64_t shown = frame < kOut ? frame : std::max<int64_t>(0, 2 * kOut - 1 - frame);
     const CameraPosition camera = scenario.cameras[static_cast<size_t>(shown)];
     scenario.render_truth(shown, rgb);
-    world::from_rgb(View(rgb.data(), DType::kU8, Device{}, pixels.shape()), pixels);
+    from_rgb(ctx, View(rgb.data(), DType::kU8, Device{}, pixels.shape()), pixels);
     model.autoencoder.encode(ctx, pixels, z);
     for (Rollout* rollout : {&full, &merged}) {
       rollout->begin_frame(ctx, frame, camera.x, camera.y);

@@ -68,4 +68,12 @@ void multiply(Context& ctx, View x, View y, View out) {
   LONGTAKE_DISPATCH(ctx, multiply, x, y, out);
 }
 
+void soft_limit(Context& ctx, View x, float limit, View out) {
+  expect_dtype("soft_limit x", x, DType::kF32);
+  expect_float("soft_limit out", out);
+  expect_shape("soft_limit out", out, x.shape());
+  if (x.empty()) return;
+  LONGTAKE_DISPATCH(ctx, soft_limit, x, limit, out);
+}
+
 }  // namespace longtake

@@ -27,6 +27,10 @@ void axpby(Context& ctx, float a, View x, float b, View y, View out);
 // out = x * y. x, y f32, out f32 | bf16; may alias when the dtypes agree.
 void multiply(Context& ctx, View x, View y, View out);
 
+// out = limit * tanh(x / limit), softly limited to (-limit, limit). x f32, out f32 | bf16; may
+// alias when the dtypes agree.
+void soft_limit(Context& ctx, View x, float limit, View out);
+
 namespace cpu {
 extern decltype(longtake::add) add;
 extern decltype(longtake::add_gated) add_gated;
@@ -35,6 +39,7 @@ extern decltype(longtake::convert) convert;
 extern decltype(longtake::axpby) axpby;
 extern decltype(longtake::multiply) multiply;
 extern decltype(longtake::relu) relu;
+extern decltype(longtake::soft_limit) soft_limit;
 }  // namespace cpu
 
 namespace cuda {
@@ -45,6 +50,7 @@ extern decltype(longtake::convert) convert;
 extern decltype(longtake::axpby) axpby;
 extern decltype(longtake::multiply) multiply;
 extern decltype(longtake::relu) relu;
+extern decltype(longtake::soft_limit) soft_limit;
 }  // namespace cuda
 
 }  // namespace longtake

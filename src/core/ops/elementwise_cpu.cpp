@@ -1,6 +1,8 @@
 // Elementwise ops on Highway.
 #include "ops/elementwise.h"
 
+#include <cmath>
+
 #include "device/dispatch.h"
 #include "device/parallel.h"
 
@@ -150,6 +152,14 @@ void multiply(Context& ctx, View x, View y, View out) {
   const auto part = HWY_DYNAMIC_DISPATCH(multiply);
   parallel_for(ctx, x.numel(), kGrain,
                [&](int64_t begin, int64_t end) { part(x, y, begin, end, out); });
+}
+
+// A latent frame is small, so one plain loop on one thread serves.
+void soft_limit(Context&, View x, float limit, View out) {
+  for_float_type(out.dtype(), [&]<typename Out>() {
+    for (int64_t i = 0; i < x.numel(); ++i)
+      out.data<Out>()[i] = static_cast<Out>(limit * std::tanh(x.data<float>()[i] / limit));
+  });
 }
 
 }  // namespace longtake::cpu

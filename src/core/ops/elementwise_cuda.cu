@@ -89,6 +89,12 @@ struct Relu {
   __device__ float operator()(float x) const { return fmaxf(x, 0.0F); }
 };
 
+struct SoftLimit {
+  float limit;
+
+  __device__ float operator()(float x) const { return limit * tanhf(x / limit); }
+};
+
 struct Identity {
   __device__ float operator()(float x) const { return x; }
 };
@@ -121,6 +127,10 @@ void axpby(Context& ctx, float a, View x, float b, View y, View out) {
 
 void multiply(Context& ctx, View x, View y, View out) {
   run_map(ctx, "multiply", x, y, out, Product());
+}
+
+void soft_limit(Context& ctx, View x, float limit, View out) {
+  run_map_one(ctx, "soft_limit", x, out, SoftLimit{limit});
 }
 
 }  // namespace longtake::cuda

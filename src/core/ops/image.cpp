@@ -4,6 +4,27 @@
 #include "ops/expect.h"
 
 namespace longtake {
+namespace {
+
+void expect_planes(View z, View scale, View shift, View image) {
+  expect_rank("planes", z, 3);
+  expect_dtype("planes", z, DType::kF32);
+  expect_shape("image of planes", image, {z.dim(1), z.dim(2), z.dim(0)});
+  LONGTAKE_CHECK(scale.empty() == shift.empty());
+  if (scale.empty()) return;
+  for (const View& vector : {scale, shift}) {
+    expect_shape("scale or shift of planes", vector, {z.dim(0)});
+    expect_dtype("scale or shift of planes", vector, DType::kF32);
+  }
+}
+
+void expect_colours(View pixels, View rgb) {
+  expect_dtype("pixels", pixels, DType::kF32);
+  expect_dtype("rgb", rgb, DType::kU8);
+  expect_shape("rgb", rgb, pixels.shape());
+}
+
+}  // namespace
 
 void upsample_nearest(Context& ctx, View x, View out) {
   expect_rank("upsample_nearest x", x, 3);
@@ -40,6 +61,32 @@ void slice_channels(Context& ctx, View x, int64_t begin, View out) {
                  x.shape().to_string(), " into ", out.shape().to_string());
   if (out.empty()) return;
   LONGTAKE_DISPATCH(ctx, slice_channels, x, begin, out);
+}
+
+void to_channels_last(Context& ctx, View z, View scale, View shift, View out) {
+  expect_planes(z, scale, shift, out);
+  expect_float("image of planes", out);
+  if (z.empty()) return;
+  LONGTAKE_DISPATCH(ctx, to_channels_last, z, scale, shift, out);
+}
+
+void to_planes(Context& ctx, View x, View scale, View shift, View z) {
+  expect_planes(z, scale, shift, x);
+  expect_dtype("image of planes", x, DType::kF32);
+  if (z.empty()) return;
+  LONGTAKE_DISPATCH(ctx, to_planes, x, scale, shift, z);
+}
+
+void to_rgb(Context& ctx, View pixels, View rgb) {
+  expect_colours(pixels, rgb);
+  if (rgb.empty()) return;
+  LONGTAKE_DISPATCH(ctx, to_rgb, pixels, rgb);
+}
+
+void from_rgb(Context& ctx, View rgb, View pixels) {
+  expect_colours(pixels, rgb);
+  if (rgb.empty()) return;
+  LONGTAKE_DISPATCH(ctx, from_rgb, rgb, pixels);
 }
 
 }  // namespace longtake

@@ -1,4 +1,4 @@
-// Moves of channels-last images.
+// Moves of channels-last images, and what they are at the ends of a model: planes, and colours.
 #pragma once
 
 #include <span>
@@ -20,16 +20,34 @@ void concat_channels(Context& ctx, std::span<const View> parts, View out);
 // Channels [begin, begin + C) of x [H, W, more] -> out [H, W, C]; same dtype, f32 | bf16.
 void slice_channels(Context& ctx, View x, int64_t begin, View out);
 
+// Planes to channels-last and back, with a scale and a shift for every channel: out = z * scale +
+// shift, z = (x - shift) / scale. z [C, H, W] f32, image [H, W, C] f32 (to_channels_last's out also
+// bf16); scale, shift [C] f32, or both empty: 1 and 0.
+void to_channels_last(Context& ctx, View z, View scale, View shift, View out);
+void to_planes(Context& ctx, View x, View scale, View shift, View z);
+
+// [-1, 1] f32 <-> 0..255 u8 of the same shape; out of range is clamped, NaN becomes 0.
+void to_rgb(Context& ctx, View pixels, View rgb);
+void from_rgb(Context& ctx, View rgb, View pixels);
+
 namespace cpu {
 extern decltype(longtake::upsample_nearest) upsample_nearest;
 extern decltype(longtake::concat_channels) concat_channels;
 extern decltype(longtake::slice_channels) slice_channels;
+extern decltype(longtake::to_channels_last) to_channels_last;
+extern decltype(longtake::to_planes) to_planes;
+extern decltype(longtake::to_rgb) to_rgb;
+extern decltype(longtake::from_rgb) from_rgb;
 }  // namespace cpu
 
 namespace cuda {
 extern decltype(longtake::upsample_nearest) upsample_nearest;
 extern decltype(longtake::concat_channels) concat_channels;
 extern decltype(longtake::slice_channels) slice_channels;
+extern decltype(longtake::to_channels_last) to_channels_last;
+extern decltype(longtake::to_planes) to_planes;
+extern decltype(longtake::to_rgb) to_rgb;
+extern decltype(longtake::from_rgb) from_rgb;
 }  // namespace cuda
 
 }  // namespace longtake

@@ -1,4 +1,4 @@
-// Moves of images on the CPU: copies of whole pixels.
+// Moves of images on the CPU.
 #include "ops/image.h"
 
 #include <cstring>
@@ -60,6 +60,47 @@ void slice_channels(Context& ctx, View x, int64_t begin, View out) {
   const auto offset = begin * static_cast<int64_t>(size_of(x.dtype()));
   copy_parts(ctx, out, x.raw() + offset, pixel_bytes(x), out.raw(), pixel_bytes(out),
              pixel_bytes(out));
+}
+
+// A latent frame is small, so one plain loop on one thread serves.
+void to_channels_last(Context&, View z, View scale, View shift, View out) {
+  const int64_t channels = z.dim(0);
+  const int64_t area = z.dim(1) * z.dim(2);
+  for_float_type(out.dtype(), [&]<typename Out>() {
+    for (int64_t c = 0; c < channels; ++c) {
+      const float factor = scale.empty() ? 1.0F : scale.data<float>()[c];
+      const float more = shift.empty() ? 0.0F : shift.data<float>()[c];
+      for (int64_t i = 0; i < area; ++i)
+        out.data<Out>()[i * channels + c] =
+            static_cast<Out>(z.data<float>()[c * area + i] * factor + more);
+    }
+  });
+}
+
+void to_planes(Context&, View x, View scale, View shift, View z) {
+  const int64_t channels = z.dim(0);
+  const int64_t area = z.dim(1) * z.dim(2);
+  for (int64_t c = 0; c < channels; ++c) {
+    const float factor = scale.empty() ? 1.0F : scale.data<float>()[c];
+    const float less = shift.empty() ? 0.0F : shift.data<float>()[c];
+    for (int64_t i = 0; i < area; ++i)
+      z.data<float>()[c * area + i] = (x.data<float>()[i * channels + c] - less) / factor;
+  }
+}
+
+void to_rgb(Context&, View pixels, View rgb) {
+  const float* from = pixels.data<float>();
+  auto* to = rgb.data<uint8_t>();
+  for (int64_t i = 0; i < pixels.numel(); ++i) {
+    const float value = (from[i] + 1.0F) * 127.5F;
+    to[i] = value >= 255.0F ? 255 : value > 0.0F ? static_cast<uint8_t>(value + 0.5F) : 0;
+  }
+}
+
+void from_rgb(Context&, View rgb, View pixels) {
+  const auto* from = rgb.data<uint8_t>();
+  auto* to = pixels.data<float>();
+  for (int64_t i = 0; i < rgb.numel(); ++i) to[i] = static_cast<float>(from[i]) / 127.5F - 1.0F;
 }
 
 }  // namespace longtake::cpu

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "device/cuda_runtime.h"
+#include "device/dispatch.h"
 #include "device/vector.cuh"
 #include "ops/image.h"
 
@@ -89,6 +90,56 @@ void run_copies(Context& ctx, const char* op, const Copies<Word>& copies, size_t
   check_launch(op);
 }
 
+// Without contraction to fused operations, as the CPU computes.
+template <typename Out>
+__global__ void planes_to_image(const float* z, const float* scale, const float* shift, Out* out,
+                                int64_t count, int64_t area, int channels) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const int64_t pixel = i / channels;
+  const int c = static_cast<int>(i - pixel * channels);
+  float value = z[c * area + pixel];
+  if (scale != nullptr) value = __fadd_rn(__fmul_rn(value, scale[c]), shift[c]);
+  store(out + i, value);
+}
+
+__global__ void image_to_planes(const float* x, const float* scale, const float* shift, float* z,
+                                int64_t count, int64_t area, int channels) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const int64_t c = i / area;
+  float value = x[(i - c * area) * channels + c];
+  if (scale != nullptr) value = (value - shift[c]) / scale[c];
+  z[i] = value;
+}
+
+__device__ uint8_t colour(float pixel) {
+  const float value = __fmul_rn(pixel + 1.0F, 127.5F);
+  return value >= 255.0F ? 255 : value > 0.0F ? static_cast<uint8_t>(value + 0.5F) : 0;
+}
+
+// Four values a thread where both start in fours.
+template <bool kFours>
+__global__ void pixels_to_rgb(const float* pixels, uint8_t* rgb, int64_t count) {
+  constexpr int kEach = kFours ? 4 : 1;
+  const int64_t i = kEach * (int64_t{blockIdx.x} * kThreads + threadIdx.x);
+  if (kFours && i + kEach <= count) {
+    const float4 v = load4(pixels + i);
+    *reinterpret_cast<uchar4*>(rgb + i) = {colour(v.x), colour(v.y), colour(v.z), colour(v.w)};
+    return;
+  }
+  for (int64_t j = i; j < min(i + kEach, count); ++j) rgb[j] = colour(pixels[j]);
+}
+
+__global__ void rgb_to_pixels(const uint8_t* rgb, float* pixels, int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) pixels[i] = static_cast<float>(rgb[i]) / 127.5F - 1.0F;
+}
+
+const float* values_of(View vector) {
+  return vector.empty() ? nullptr : vector.data<float>();
+}
+
 }  // namespace
 
 void upsample_nearest(Context& ctx, View x, View out) {
@@ -130,6 +181,37 @@ void slice_channels(Context& ctx, View x, int64_t begin, View out) {
     copies.parts[0] = copy_of<Word>(x.raw() + offset, pixel_bytes(x), out.raw(), bytes, bytes);
     run_copies(ctx, "slice_channels", copies, 1, out);
   });
+}
+
+void to_channels_last(Context& ctx, View z, View scale, View shift, View out) {
+  for_float_type(out.dtype(), [&]<typename Out>() {
+    planes_to_image<Out><<<blocks_of(z.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(
+        z.data<float>(), values_of(scale), values_of(shift), out.data<Out>(), z.numel(),
+        z.dim(1) * z.dim(2), static_cast<int>(z.dim(0)));
+  });
+  check_launch("to_channels_last");
+}
+
+void to_planes(Context& ctx, View x, View scale, View shift, View z) {
+  image_to_planes<<<blocks_of(z.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(
+      x.data<float>(), values_of(scale), values_of(shift), z.data<float>(), z.numel(),
+      z.dim(1) * z.dim(2), static_cast<int>(z.dim(0)));
+  check_launch("to_planes");
+}
+
+void to_rgb(Context& ctx, View pixels, View rgb) {
+  const int64_t count = pixels.numel();
+  const bool fours = start_in_fours({pixels, rgb});
+  const auto kernel = fours ? pixels_to_rgb<true> : pixels_to_rgb<false>;
+  kernel<<<blocks_of(count, fours ? 4 * kThreads : kThreads), kThreads, 0, stream_of(ctx)>>>(
+      pixels.data<float>(), rgb.data<uint8_t>(), count);
+  check_launch("to_rgb");
+}
+
+void from_rgb(Context& ctx, View rgb, View pixels) {
+  rgb_to_pixels<<<blocks_of(rgb.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(
+      rgb.data<uint8_t>(), pixels.data<float>(), rgb.numel());
+  check_launch("from_rgb");
 }
 
 }  // namespace longtake::cuda

@@ -11,6 +11,7 @@
 #include "io/mapped_file.h"
 #include "metrics/attention.h"
 #include "metrics/image.h"
+#include "ops/image.h"
 #include "pipeline/rollout.h"
 
 namespace longtake {
@@ -103,7 +104,7 @@ class Calibrator {
       rollout.begin_frame(ctx_, frame, camera.x, camera.y);
       if (frame < scenario.num_primed) {
         scenario.render_truth(frame, {rgb.data<uint8_t>(), rgb.bytes()});
-        world::from_rgb(rgb, pixels);
+        from_rgb(ctx_, rgb, pixels);
         model_.autoencoder.encode(ctx_, pixels, z);
       } else {
         rollout.denoise(ctx_, scenario.seed, z);

@@ -9,6 +9,7 @@
 #include "media/frame_writer.h"
 #include "metrics/error_bound.h"
 #include "metrics/image.h"
+#include "ops/image.h"
 #include "pipeline/rollout.h"
 #include "pipeline/session.h"
 
@@ -298,7 +299,7 @@ void ScenarioRun::probe(Context& ctx, size_t method, Rollout& rollout, const Rol
   const Tensor pixels(ctx.device(), DType::kF32, {height_, width_, 3});
   const Tensor rgb(ctx.device(), DType::kU8, pixels.shape());
   model_.autoencoder.decode(ctx, z, pixels);
-  world::to_rgb(pixels, rgb);
+  to_rgb(ctx, pixels, rgb);
   const Pixels made(rgb.data<uint8_t>(), frame_bytes());
   const double quality = psnr(made, dense_.frames[at]);
   row.lockstep_psnr.add(quality);

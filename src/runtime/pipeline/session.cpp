@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "io/safetensors.h"
+#include "ops/image.h"
 
 namespace longtake {
 namespace {
@@ -65,7 +66,7 @@ View Session::step(CameraPosition camera) {
   if (look) last_chunk_.errors = watch_->errors(ctx_, rollout_.layers(), next_frame_);
   last_chunk_.watch_ms = watch.lap_ms();
   model_.autoencoder.decode(ctx_, latent_, pixels_);
-  world::to_rgb(pixels_, rgb_);
+  to_rgb(ctx_, pixels_, rgb_);
   last_chunk_.decode_ms = watch.lap_ms();
   finish_frame(camera);
   return rgb_;
@@ -73,7 +74,7 @@ View Session::step(CameraPosition camera) {
 
 void Session::remember(View rgb, CameraPosition camera) {
   LONGTAKE_CHECK(rgb.shape() == rgb_.shape(), rgb.shape().to_string());
-  world::from_rgb(rgb, pixels_);
+  from_rgb(ctx_, rgb, pixels_);
   model_.autoencoder.encode(ctx_, pixels_, latent_);
   rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y);
   rollout_.remember(ctx_, latent_);

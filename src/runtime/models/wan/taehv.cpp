@@ -1,8 +1,5 @@
 #include "models/wan/taehv.h"
 
-#include <cmath>
-#include <cstring>
-
 #include "base/error.h"
 #include "nn/convolve.h"
 #include "ops/elementwise.h"
@@ -23,29 +20,20 @@ constexpr StageSizes kSizes[TaehvDecoder::kStages] = {
 // z [C, h, w] -> [h, w, C], softly limited to (-3, 3) as the decoder was trained.
 View limited(Context& ctx, View z, DType dtype) {
   constexpr float kLimit = 3;
-  const int64_t area = z.dim(1) * z.dim(2);
-  const int64_t channels = z.dim(0);
-  const View wide = ctx.workspace().take(DType::kF32, {z.dim(1), z.dim(2), channels});
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = 0; i < area; ++i)
-      wide.data<float>()[i * channels + c] =
-          kLimit * std::tanh(z.data<float>()[c * area + i] / kLimit);
-  }
-  if (dtype == DType::kF32) return wide;
-  const View out = ctx.workspace().take(dtype, wide.shape());
-  convert(ctx, wide, out);
+  const Shape shape{z.dim(1), z.dim(2), z.dim(0)};
+  const View wide = ctx.workspace().take(DType::kF32, shape);
+  const View out = dtype == DType::kF32 ? wide : ctx.workspace().take(dtype, shape);
+  to_channels_last(ctx, z, View(), View(), wide);
+  soft_limit(ctx, wide, kLimit, out);
   return out;
 }
 
 // Part `index` of [H, W, parts C], as an image of its own.
 View channels_part(Context& ctx, View x, int64_t index, int64_t parts) {
-  const int64_t channels = x.dim(2) / parts;
   if (parts == 1) return x;
+  const int64_t channels = x.dim(2) / parts;
   const View out = ctx.workspace().take(x.dtype(), {x.dim(0), x.dim(1), channels});
-  const auto bytes = static_cast<int64_t>(size_of(x.dtype()));
-  for (int64_t i = 0; i < x.dim(0) * x.dim(1); ++i)
-    std::memcpy(out.raw() + i * channels * bytes, x.raw() + (i * parts + index) * channels * bytes,
-                static_cast<size_t>(channels * bytes));
+  slice_channels(ctx, x, index * channels, out);
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include "attention/relative.h"
 #include "base/error.h"
 #include "nn/convolve.h"
+#include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/image.h"
 #include "ops/norm.h"
@@ -26,8 +27,7 @@ View norm_silu(Context& ctx, View x, const Tensor& gamma, DType dtype) {
 // Channels [begin, begin + count) of [H, W, C] f32, as an image of their own.
 View channels_of(Context& ctx, View x, int64_t begin, int64_t count) {
   const View out = ctx.workspace().take(DType::kF32, {x.dim(0), x.dim(1), count});
-  for (int64_t i = 0; i < x.dim(0) * x.dim(1); ++i)
-    std::copy_n(x.data<float>() + i * x.dim(2) + begin, count, out.data<float>() + i * count);
+  slice_channels(ctx, x, begin, out);
   return out;
 }
 
@@ -48,8 +48,9 @@ View CausalConv::forward(Context& ctx, View x, FrameHistory& history, DType dtyp
   const View parts[] = {history[0], history[1], x};
   concat_channels(ctx, parts, all);
   conv2d(ctx, all, *weight, out);
-  std::swap(history[0], history[1]);
-  convert(ctx, x, history[1]);
+  // Every frame keeps its place, so that a recorded step can be replayed.
+  copy(ctx, history[1], history[0]);
+  copy(ctx, x, history[1]);
   return out;
 }
 
@@ -133,6 +134,8 @@ VaeDecoder::VaeDecoder(int64_t dim, DType compute, WeightTable& table) : compute
   const std::array<std::pair<int64_t, int64_t>, kGroups> widths = {
       {{4 * dim, 4 * dim}, {2 * dim, 4 * dim}, {2 * dim, 2 * dim}, {dim, dim}}};
   const int64_t widest = 4 * dim;
+  table.constant(kLatentMean, latent_mean_);
+  table.constant(kLatentStd, latent_std_);
   table.conv("conv2", kLatentChannels, kLatentChannels, compute, conv2_, {.kernel = 1, .taps = 1});
   in_.list(table, "decoder.conv1", widest, kLatentChannels, 3, compute);
   middle1_.list(table, "decoder.middle.0.", widest, widest, compute);
@@ -154,15 +157,9 @@ VaeDecoder::VaeDecoder(int64_t dim, DType compute, WeightTable& table) : compute
 
 void VaeDecoder::decode(Context& ctx, View z, State& state, const FrameSink& sink) const {
   const Workspace::Scope scope(ctx.workspace());
-  const int64_t area = z.dim(1) * z.dim(2);
-  const View latents = ctx.workspace().take(DType::kF32, {z.dim(1), z.dim(2), kLatentChannels});
-  for (int64_t c = 0; c < kLatentChannels; ++c) {
-    const auto at = static_cast<size_t>(c);
-    for (int64_t i = 0; i < area; ++i)
-      latents.data<float>()[i * kLatentChannels + c] =
-          z.data<float>()[c * area + i] * kLatentStd[at] + kLatentMean[at];
-  }
-  const View entering = convolve(ctx, converted(ctx, latents, compute_), *conv2_, compute_);
+  const View latents = ctx.workspace().take(compute_, {z.dim(1), z.dim(2), kLatentChannels});
+  to_channels_last(ctx, z, latent_std_, latent_mean_, latents);
+  const View entering = convolve(ctx, latents, *conv2_, compute_);
   View x = in_.forward(ctx, entering, state.in, DType::kF32);
   x = middle1_.forward(ctx, x, state.middle[0]);
   attention_.forward(ctx, x);

@@ -107,6 +107,7 @@ class VaeDecoder {
   void run_group(Context& ctx, size_t index, View x, State& state, const FrameSink& sink) const;
 
   DType compute_;
+  Tensor latent_mean_, latent_std_;
   std::optional<ConvWeight> conv2_;  // 1 x 1, before the decoder proper
   CausalConv in_, out_;
   VaeResidual middle1_, middle2_;

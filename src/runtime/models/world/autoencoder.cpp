@@ -1,10 +1,9 @@
 #include "models/world/autoencoder.h"
 
-#include <cmath>
-
 #include "base/error.h"
 #include "nn/convolve.h"
 #include "ops/elementwise.h"
+#include "ops/image.h"
 #include "ops/norm.h"
 #include "ops/pixel_shuffle.h"
 
@@ -81,15 +80,9 @@ Autoencoder::Autoencoder(const AutoencoderConfig& config, DType compute, WeightT
 
 void Autoencoder::decode(Context& ctx, View z, View pixels) const {
   const Workspace::Scope scope(ctx.workspace());
-  const int64_t channels = z.dim(0);
-  const int64_t area = z.dim(1) * z.dim(2);
-  const View latents = ctx.workspace().take(DType::kF32, {z.dim(1), z.dim(2), channels});
-  for (int64_t i = 0; i < area; ++i) {
-    for (int64_t c = 0; c < channels; ++c)
-      latents.data<float>()[i * channels + c] =
-          z.data<float>()[c * area + i] * std_.data<float>()[c] + mean_.data<float>()[c];
-  }
-  View x = convolve(ctx, converted(ctx, latents, compute_), *decoder_.in, DType::kF32);
+  const View latents = ctx.workspace().take(compute_, {z.dim(1), z.dim(2), z.dim(0)});
+  to_channels_last(ctx, z, std_, mean_, latents);
+  View x = convolve(ctx, latents, *decoder_.in, DType::kF32);
   decoder_.res1a.forward(ctx, x);
   decoder_.res1b.forward(ctx, x);
   x = upsample(ctx, x, *decoder_.up1, compute_);
@@ -115,30 +108,7 @@ void Autoencoder::encode(Context& ctx, View pixels, View z) const {
   encoder_.res3a.forward(ctx, x);
   encoder_.res3b.forward(ctx, x);
   x = convolve(ctx, norm_silu(ctx, x, encoder_.norm, compute_), *encoder_.out, DType::kF32);
-
-  const int64_t channels = z.dim(0);
-  const int64_t area = z.dim(1) * z.dim(2);
-  LONGTAKE_CHECK(x.numel() == z.numel(), x.shape().to_string(), " for ", z.shape().to_string());
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = 0; i < area; ++i)
-      z.data<float>()[c * area + i] =
-          (x.data<float>()[i * channels + c] - mean_.data<float>()[c]) / std_.data<float>()[c];
-  }
-}
-
-void to_rgb(View pixels, View rgb) {
-  const float* from = pixels.data<float>();
-  auto* to = rgb.data<uint8_t>();
-  for (int64_t i = 0; i < pixels.numel(); ++i) {
-    const float value = (from[i] + 1.0F) * 127.5F;
-    to[i] = value >= 255.0F ? 255 : value > 0.0F ? static_cast<uint8_t>(value + 0.5F) : 0;
-  }
-}
-
-void from_rgb(View rgb, View pixels) {
-  const auto* from = rgb.data<uint8_t>();
-  auto* to = pixels.data<float>();
-  for (int64_t i = 0; i < rgb.numel(); ++i) to[i] = static_cast<float>(from[i]) / 127.5F - 1.0F;
+  to_planes(ctx, x, std_, mean_, z);
 }
 
 }  // namespace longtake::world

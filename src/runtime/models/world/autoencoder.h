@@ -50,8 +50,4 @@ class Autoencoder {
   } decoder_;
 };
 
-// [-1, 1] f32 <-> 0..255 of the same shape; out of range is clamped, NaN becomes 0.
-void to_rgb(View pixels, View rgb);
-void from_rgb(View rgb, View pixels);
-
 }  // namespace longtake::world
