@@ -96,9 +96,11 @@ void copy_bytes(Runtime& runtime, const void* from, void* to, size_t bytes, Dire
 }
 
 void copy_bytes_now(const void* from, void* to, size_t bytes, Direction direction) {
-  // What streams still have to write is waited for: they do not wait for this copy, nor it for them.
+  // Our streams do not wait for the stream of this copy, nor it for them: before it, what they
+  // still write is waited for; behind it, what is on its way to the GPU when cudaMemcpy returns.
   if (direction != Direction::kToDevice) check(cudaDeviceSynchronize(), "copy");
   check(cudaMemcpy(to, from, bytes, kind_of(direction)), "copy");
+  if (direction != Direction::kToHost) check(cudaDeviceSynchronize(), "copy");
 }
 
 void zero_bytes_now(void* data, size_t bytes) {

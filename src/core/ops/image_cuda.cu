@@ -62,13 +62,14 @@ struct Copies {
 
 // A part a row of the grid.
 template <typename Word>
-__global__ void copy_parts(Copies<Word> copies, int64_t pixels) {
+__global__ void copy_parts(const __grid_constant__ Copies<Word> copies, uint32_t pixels) {
   const Copy<Word>& part = copies.parts[blockIdx.y];
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t pixel = i / part.count;
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
+  const uint32_t pixel = i / static_cast<uint32_t>(part.count);
   if (pixel >= pixels) return;
-  const int word = static_cast<int>(i - pixel * part.count);
-  part.to[pixel * part.to_pixel + word] = part.from[pixel * part.from_pixel + word];
+  const uint32_t word = i - pixel * static_cast<uint32_t>(part.count);
+  part.to[int64_t{pixel} * part.to_pixel + word] =
+      part.from[int64_t{pixel} * part.from_pixel + word];
 }
 
 template <typename Word>
@@ -85,8 +86,9 @@ void run_copies(Context& ctx, const char* op, const Copies<Word>& copies, size_t
   const int64_t pixels = image.dim(0) * image.dim(1);
   int most = 0;
   for (const Copy<Word>& part : copies.parts) most = std::max(most, part.count);
+  LONGTAKE_CHECK(pixels * most < int64_t{1} << 32, "an image of ", image.shape().to_string());
   const dim3 grid(blocks_of(pixels * most, kThreads), static_cast<unsigned>(count));
-  copy_parts<Word><<<grid, kThreads, 0, stream_of(ctx)>>>(copies, pixels);
+  copy_parts<Word><<<grid, kThreads, 0, stream_of(ctx)>>>(copies, static_cast<uint32_t>(pixels));
   check_launch(op);
 }
 
