@@ -350,6 +350,38 @@ TEST(WeightTable, ReordersReshapesAndMergesLowRankUpdates) {
   EXPECT_EQ(matrix_of(ctx, *b), (std::vector<float>{1, 3, 5, 2, 4, 6}));
 }
 
+// Of one dtype or several, with an update of one of them.
+TEST(WeightTable, StacksLayersOfOneInput) {
+  const ScratchFolder scratch;
+  const Tensor weight = floats({2, 2}, {1, 2, 3, 4});
+  Tensor bytes(Device{}, DType::kI8, {2, 2});
+  for (int64_t i = 0; i < 4; ++i) bytes.data<int8_t>()[i] = static_cast<int8_t>(i - 2);
+  const Tensor scale = floats({2}, {10, 100});
+  const Tensor bias = floats({2}, {0.5F, 0.25F});
+  const NamedView tensors[] = {{"a.weight", weight},      {"a.bias", bias}, {"b.weight", bytes},
+                               {"b.weight.scale", scale}, {"b.bias", bias}, {"c.weight", weight},
+                               {"c.bias", bias}};
+  write_safetensors(scratch / "w", tensors, {});
+  const Tensor down = floats({1, 2}, {1, -1});
+  const Tensor up = floats({2, 1}, {1, 2});
+  const NamedView pair[] = {{"base_model.model.c.lora_A.weight", down},
+                            {"base_model.model.c.lora_B.weight", up}};
+  write_safetensors(scratch / "lora", pair, {});
+  const Checkpoint file(scratch / "w");
+  const Checkpoint lora(scratch / "lora");
+  Context ctx;
+  std::optional<LinearWeight> all, missing;
+  WeightTable table(file, &ctx);
+  table.merge_lora(lora, 1);
+  table.stacked_linear({"a", "b", "c"}, 2, 2, DType::kF32, all);
+  EXPECT_EQ(table.problems(), std::vector<std::string>());
+  EXPECT_EQ(matrix_of(ctx, *all), (std::vector<float>{1.5, 3.25, -19.5, 0.25, 2.5, 5.25, 2.5, 4.25,
+                                                      -9.5, 100.25, 1.5, 2.25}));
+  table.stacked_linear({"a", "d"}, 2, 2, DType::kF32, missing);
+  EXPECT_FALSE(missing.has_value());
+  EXPECT_HAS(table.problems().at(0), "d.weight: expected [2, 2], found no such tensor");
+}
+
 TEST(WeightTable, ReportsLowRankUpdatesThatFitNoLayer) {
   const ScratchFolder scratch;
   const Tensor weight = floats({3, 2}, {1, 2, 3, 4, 5, 6});

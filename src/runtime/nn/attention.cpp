@@ -4,29 +4,19 @@
 #include <cmath>
 #include <utility>
 
-#include "ops/norm.h"
-#include "ops/rope.h"
+#include "ops/heads.h"
 
 namespace longtake {
 namespace {
 
-// Projection, then norm and rotation where wanted: summed, normalised and rotated in f32, rounded
-// to the compute dtype once.
-View project(Context& ctx, const Attention& layer, const LinearWeight& weight, View h, View norm,
-             const RopeTable* rope) {
-  const Shape flat{h.dim(0), layer.dim()};
-  const Shape heads{h.dim(0), layer.num_heads, layer.head_dim};
-  const View out = ctx.workspace().take(weight.compute_dtype(), heads);
-  if (norm.empty() && rope == nullptr) {
-    linear(ctx, h, weight, Activation::kNone, out.reshape(flat));
-    return out;
-  }
+// One product, then norms and rotations: summed, normalised and rotated in f32, rounded to the
+// compute dtype once.
+void project_parts(Context& ctx, const LinearWeight& weight, View h,
+                   std::span<const HeadPart> parts, View cos, View sin, float eps) {
   const Workspace::Scope scope(ctx.workspace());
-  const View wide = ctx.workspace().take(DType::kF32, flat);
+  const View wide = ctx.workspace().take(DType::kF32, {h.dim(0), weight.out_features()});
   linear(ctx, h, weight, Activation::kNone, wide);
-  if (!norm.empty()) rms_norm(ctx, wide, norm, layer.eps, rope ? wide : out.reshape(flat));
-  if (rope != nullptr) longtake::rope(ctx, wide.reshape(heads), rope->cos, rope->sin, out);
-  return out;
+  split_heads(ctx, wide, parts, cos, sin, eps);
 }
 
 double ms_since(std::chrono::steady_clock::time_point start) {
@@ -37,7 +27,7 @@ double ms_since(std::chrono::steady_clock::time_point start) {
 // out = o(attend(q, what is selected of kv)).
 void attend_and_project(Context& ctx, const Attention& layer, View q, const KvView& kv,
                         const Selection* selection, View out, const AttentionObserver& observer) {
-  const View mixed = ctx.workspace().take(layer.o->compute_dtype(), q.shape());
+  const View mixed = ctx.workspace().take(layer.compute_dtype(), q.shape());
   if (selection != nullptr)
     attend_blocks(ctx, q, kv, *selection, layer.scale(), mixed);
   else
@@ -62,10 +52,21 @@ void set_buckets(Memory& memory, std::span<const Bucket> buckets, int64_t unread
 
 }  // namespace
 
-void Attention::list(WeightTable& table, const std::string& name, bool with_norms, DType compute) {
+void Attention::list_self(WeightTable& table, const std::string& name, bool with_norms,
+                          DType compute) {
+  table.stacked_linear({name + ".q", name + ".k", name + ".v"}, dim(), dim(), compute, qkv);
+  list_rest(table, name, with_norms, compute);
+}
+
+void Attention::list_cross(WeightTable& table, const std::string& name, bool with_norms,
+                           DType compute) {
   table.linear(name + ".q", dim(), dim(), compute, q);
-  table.linear(name + ".k", dim(), dim(), compute, k);
-  table.linear(name + ".v", dim(), dim(), compute, v);
+  table.stacked_linear({name + ".k", name + ".v"}, dim(), dim(), compute, kv);
+  list_rest(table, name, with_norms, compute);
+}
+
+void Attention::list_rest(WeightTable& table, const std::string& name, bool with_norms,
+                          DType compute) {
   table.linear(name + ".o", dim(), dim(), compute, o);
   if (!with_norms) return;
   table.tensor(name + ".norm_q.weight", {dim()}, norm_q);
@@ -76,16 +77,33 @@ float Attention::scale() const {
   return 1.0F / std::sqrt(static_cast<float>(head_dim));
 }
 
-View Attention::queries(Context& ctx, View h, const RopeTable* rope) const {
-  return project(ctx, *this, *q, h, norm_q, rope);
+View Attention::take_heads(Context& ctx, int64_t length) const {
+  return ctx.workspace().take(compute_dtype(), {length, num_heads, head_dim});
 }
 
-View Attention::keys(Context& ctx, View h, const RopeTable* rope) const {
-  return project(ctx, *this, *k, h, norm_k, rope);
+Heads Attention::project(Context& ctx, View h, const RopeTable& rope, bool with_queries) const {
+  const int64_t length = h.dim(0);
+  const Heads heads{with_queries ? take_heads(ctx, length) : View(), take_heads(ctx, length),
+                    take_heads(ctx, length)};
+  const HeadPart parts[] = {
+      {norm_q, true, heads.q}, {norm_k, true, heads.k}, {View(), false, heads.v}};
+  project_parts(ctx, *qkv, h, parts, rope.cos, rope.sin, eps);
+  return heads;
 }
 
-View Attention::values(Context& ctx, View h) const {
-  return project(ctx, *this, *v, h, View(), nullptr);
+View Attention::queries(Context& ctx, View h) const {
+  const View out = take_heads(ctx, h.dim(0));
+  const HeadPart part{norm_q, false, out};
+  project_parts(ctx, *q, h, {&part, 1}, View(), View(), eps);
+  return out;
+}
+
+Heads Attention::keys_and_values(Context& ctx, View prompt) const {
+  const int64_t length = prompt.dim(0);
+  const Heads heads{View(), take_heads(ctx, length), take_heads(ctx, length)};
+  const HeadPart parts[] = {{norm_k, false, heads.k}, {View(), false, heads.v}};
+  project_parts(ctx, *kv, prompt, parts, View(), View(), eps);
+  return heads;
 }
 
 void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
@@ -93,9 +111,10 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
                     std::optional<ChunkPosition> commit, int64_t unread_tokens, View out,
                     const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
-  const View q = layer.queries(ctx, h, &rope);
-  const View k = layer.keys(ctx, h, &rope).rows(unread_tokens, h.dim(0));
-  const View v = layer.values(ctx, h).rows(unread_tokens, h.dim(0));
+  const Heads heads = layer.project(ctx, h, rope);
+  const View q = heads.q;
+  const View k = heads.k.rows(unread_tokens, h.dim(0));
+  const View v = heads.v.rows(unread_tokens, h.dim(0));
   set_buckets(memory, buckets, unread_tokens);
   memory.cache->set_current(ctx, k, v);
   const KvView kv = memory.cache->view();
@@ -120,11 +139,11 @@ void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& 
                  int64_t unread_tokens) {
   const Workspace::Scope scope(ctx.workspace());
   set_buckets(memory, buckets, unread_tokens);
+  const bool with_queries = memory.cache->wants_queries();
+  const Heads heads = layer.project(ctx, h, rope, with_queries);
   const auto read = [&](View tokens) { return tokens.rows(unread_tokens, h.dim(0)); };
-  const View q = memory.cache->wants_queries() ? read(layer.queries(ctx, h, &rope)) : View();
-  const View k = read(layer.keys(ctx, h, &rope));
-  const View v = read(layer.values(ctx, h));
-  join_history(ctx, q, k, v, position, memory);
+  join_history(ctx, with_queries ? read(heads.q) : View(), read(heads.k), read(heads.v), position,
+               memory);
 }
 
 void Prompt::set(Context& ctx, KvPages prompt) {
@@ -140,7 +159,7 @@ std::span<const Bucket> Prompt::latest_buckets() const {
 void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& prompt,
                      PromptReading reading, View out, const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
-  const View q = layer.queries(ctx, h, nullptr);
+  const View q = layer.queries(ctx, h);
   if (prompt.buckets != nullptr) prompt.buckets->assign(ctx, q, layer.scale());
   const bool chosen = prompt.selector != nullptr && reading != PromptReading::kAll;
   if (chosen && reading == PromptReading::kChoose) prompt.selector->choose(ctx, q, layer.scale());
@@ -151,9 +170,9 @@ void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& promp
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {
   LONGTAKE_CHECK(ctx.device().kind == DeviceKind::kCpu, "text encoders run on the CPU");
   const Workspace::Scope scope(ctx.workspace());
-  const View q = layer.queries(ctx, h, &rope);
-  const KvPages pages(ctx, layer.keys(ctx, h, &rope), layer.values(ctx, h));
-  attend_and_project(ctx, layer, q, pages.view(), nullptr, out, nullptr);
+  const Heads heads = layer.project(ctx, h, rope);
+  const KvPages pages(ctx, heads.k, heads.v);
+  attend_and_project(ctx, layer, heads.q, pages.view(), nullptr, out, nullptr);
 }
 
 }  // namespace longtake

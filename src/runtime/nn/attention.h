@@ -26,25 +26,40 @@ struct RopeTable {
   Tensor sin;
 };
 
+// Queries, keys and values of some tokens, [L, N, D] each.
+struct Heads {
+  View q, k, v;
+};
+
 struct Attention {
   int64_t num_heads = 0;
   int64_t head_dim = 0;
   float eps = 0;
-  std::optional<LinearWeight> q, k, v, o;
+  std::optional<LinearWeight> qkv;    // of self attention: one product makes all three
+  std::optional<LinearWeight> q, kv;  // of cross attention: keys and values are the prompt's
+  std::optional<LinearWeight> o;
   Tensor norm_q, norm_k;  // [dim] f32; empty: q and k are not normalised
 
-  // Lists the tensors of `name`.{q,k,v,o} and, if wanted, `name`.norm_{q,k}.
-  void list(WeightTable& table, const std::string& name, bool with_norms, DType compute);
+  // List the tensors of `name`.{q,k,v,o} and, if wanted, `name`.norm_{q,k}.
+  void list_self(WeightTable& table, const std::string& name, bool with_norms, DType compute);
+  void list_cross(WeightTable& table, const std::string& name, bool with_norms, DType compute);
 
   int64_t dim() const { return num_heads * head_dim; }
 
+  DType compute_dtype() const { return o->compute_dtype(); }
+
   float scale() const;  // of the logits: 1 / sqrt(head_dim)
 
-  // h [L, dim] in the compute dtype -> [L, N, D] of the compute dtype in the workspace, valid until
-  // the caller's Workspace::Scope ends. `rope` may be nullptr.
-  View queries(Context& ctx, View h, const RopeTable* rope) const;
-  View keys(Context& ctx, View h, const RopeTable* rope) const;
-  View values(Context& ctx, View h) const;
+  // h [L, dim] in the compute dtype -> heads of the compute dtype in the workspace, valid until the
+  // caller's Workspace::Scope ends. Self attention's, rotated; q is empty if it is not wanted.
+  Heads project(Context& ctx, View h, const RopeTable& rope, bool with_queries = true) const;
+  // Cross attention's, of the tokens and of the prompt; not rotated.
+  View queries(Context& ctx, View h) const;
+  Heads keys_and_values(Context& ctx, View prompt) const;
+
+ private:
+  void list_rest(WeightTable& table, const std::string& name, bool with_norms, DType compute);
+  View take_heads(Context& ctx, int64_t length) const;
 };
 
 // What one attention read and made, for metrics and tests; valid during the call.

@@ -79,11 +79,6 @@ struct DitLayer {
   // All that a last layer must do in a pass whose output nobody reads: its keys and values join the
   // history at pass.commit. x as run() would take it.
   void commit(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
-
- private:
-  // h = norm(x) * (1 + scale) + shift of each frame's own rows of the modulation.
-  void modulate(Context& ctx, std::span<const View> frames, int64_t shift, int64_t scale, View x,
-                View h) const;
 };
 
 // Sets the prompt of every layer from text [T, text_dim] f32: embedded in f32 by `embedding`, then

@@ -135,27 +135,57 @@ void WeightTable::add_lora(const std::string& name, const Shape& shape, Stored& 
   weight = {merged, View(), std::move(merged), weight.source};
 }
 
-void WeightTable::linear(const std::string& name, int64_t out, int64_t in, DType compute,
-                         std::optional<LinearWeight>& field, const LinearForm& form) {
+std::optional<std::pair<WeightTable::Stored, WeightTable::Stored>> WeightTable::find_linear(
+    const std::string& name, int64_t out, int64_t in, const LinearForm& form) {
   const Shape shape{out, in};
   auto weight = find(name + ".weight", form.stored.value_or(shape), true);
   auto bias = form.has_bias ? find(name + ".bias", Shape{out}, false) : Stored();
-  if (!weight || !bias) return;
+  if (!weight || !bias) return std::nullopt;
   add_lora(name, shape, *weight);
-  if (ctx_ == nullptr) return;
+  return std::pair(std::move(*weight), std::move(*bias));
+}
+
+void WeightTable::linear(const std::string& name, int64_t out, int64_t in, DType compute,
+                         std::optional<LinearWeight>& field, const LinearForm& form) {
+  const Shape shape{out, in};
+  auto found = find_linear(name, out, in, form);
+  if (!found || ctx_ == nullptr) return;
+  auto& [weight, bias] = *found;
   Tensor wide_bias;
   if (form.has_bias) {
     wide_bias = Tensor({}, DType::kF32, {out});
-    widen(bias->data, View(), wide_bias);
+    widen(bias.data, View(), wide_bias);
   }
   if (!form.row_order.empty()) {
-    weight->copy = reorder_rows(weight->data, weight->scale, form.row_order);
-    weight->data = weight->copy;
-    weight->scale = View();
+    weight.copy = reorder_rows(weight.data, weight.scale, form.row_order);
+    weight.data = weight.copy;
+    weight.scale = View();
     if (form.has_bias) wide_bias = reorder_rows(wide_bias, View(), form.row_order);
   }
-  field.emplace(*ctx_, weight->data.reshape(shape), weight->scale, wide_bias, compute);
-  weight->source->release();
+  field.emplace(*ctx_, weight.data.reshape(shape), weight.scale, wide_bias, compute);
+  weight.source->release();
+  bytes_ += field->bytes();
+}
+
+void WeightTable::stacked_linear(const std::vector<std::string>& names, int64_t out, int64_t in,
+                                 DType compute, std::optional<LinearWeight>& field) {
+  std::vector<std::pair<Stored, Stored>> parts;
+  for (const std::string& name : names) {
+    auto found = find_linear(name, out, in, {});
+    if (found) parts.push_back(std::move(*found));
+  }
+  if (parts.size() < names.size() || ctx_ == nullptr) return;
+  const int64_t rows = out * static_cast<int64_t>(parts.size());
+  const Tensor weights({}, DType::kF32, {rows, in});
+  const Tensor biases({}, DType::kF32, {rows});
+  int64_t begin = 0;
+  for (const auto& [weight, bias] : parts) {
+    widen(weight.data.reshape({out, in}), weight.scale, weights.view().rows(begin, begin + out));
+    widen(bias.data, View(), biases.view().rows(begin, begin + out));
+    weight.source->release();
+    begin += out;
+  }
+  field.emplace(*ctx_, weights, View(), biases, compute);
   bytes_ += field->bytes();
 }
 

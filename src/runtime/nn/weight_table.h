@@ -8,6 +8,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "device/context.h"
@@ -58,6 +59,11 @@ class WeightTable {
   void linear(const std::string& name, int64_t out, int64_t in, DType compute,
               std::optional<LinearWeight>& field, const LinearForm& form = {});
 
+  // Linear layers [out, in] of one input as one layer [parts out, in], whose outputs stand in the
+  // names' order.
+  void stacked_linear(const std::vector<std::string>& names, int64_t out, int64_t in, DType compute,
+                      std::optional<LinearWeight>& field);
+
   // `name`.weight (floating point, or i8 with `name`.weight.scale) and `name`.bias [out].
   void conv(const std::string& name, int64_t out, int64_t in, DType compute,
             std::optional<ConvWeight>& field, const ConvForm& form = {});
@@ -105,6 +111,9 @@ class WeightTable {
   // nullopt: a problem was noted.
   std::optional<Stored> find(const std::string& name, const Shape& shape, bool may_be_i8,
                              bool stays_in_file = false);
+  // A linear layer's weight, with its low-rank update, and its bias; nullopt: a problem was noted.
+  std::optional<std::pair<Stored, Stored>> find_linear(const std::string& name, int64_t out,
+                                                       int64_t in, const LinearForm& form);
   // Replaces a weight [out, in] by one with the layer's low-rank update, if there is one.
   void add_lora(const std::string& name, const Shape& shape, Stored& weight);
 

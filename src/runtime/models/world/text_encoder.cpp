@@ -39,7 +39,7 @@ TextEncoder::TextEncoder(const TextEncoderConfig& config, WeightTable& table) : 
     layer.attn.num_heads = config.num_heads;
     layer.attn.head_dim = config.head_dim();
     table.tensor(layer_at + "norm1.weight", {config.dim}, layer.norm1);
-    layer.attn.list(table, layer_at + "attn", /*with_norms=*/false, DType::kF32);
+    layer.attn.list_self(table, layer_at + "attn", /*with_norms=*/false, DType::kF32);
     table.tensor(layer_at + "norm2.weight", {config.dim}, layer.norm2);
     layer.ffn.list(table, layer_at + "ffn", config.dim, config.ffn_dim, config.dim, DType::kF32);
     layers_.push_back(std::move(layer));
