@@ -255,6 +255,10 @@ TEST(Json, NamesKeyExpectedAndFound) {
              "c.sampler.num_steps: expected an integer in 1..1000, found 0");
   EXPECT_HAS(error_with("\"num_steps\": 2", "\"num_steps\": 99999999999999999999"), "found");
   EXPECT_HAS(error_with("\"num_steps\"", "\"number\""), "no such key");
+  EXPECT_HAS(error_with("\"first_steps\": 3", "\"first_steps\": -1"),
+             "c.sampler.first_steps: expected an integer in 0..1000, found -1");
+  EXPECT_HAS(error_with("\"first_shift\": 4.0", "\"first_shift\": 0.001"),
+             "c: sampler.first_shift: expected 0 or at least 0.01, found 0.001");
   EXPECT_HAS(error_with("longtake-world", "wan"), "\"longtake-world\", found \"wan\"");
   EXPECT_HAS(error_with("\"ode\"", "\"ddpm\""), "ode or renoise");
   EXPECT_HAS(error_with("\"shift\": 2.5", "\"shift\": \"fast\""), "a number");

@@ -353,6 +353,45 @@ TEST(Rollout, ChangesItsSelection) {
   EXPECT_EQ(changed.density(), 1);
 }
 
+// The tiny model asks for at least 3 steps where there is no history, and 2 elsewhere.
+TEST(Rollout, TakesMoreStepsWithoutHistory) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  const Tensor text = model.text_encoder.encode(ctx, model.vocabulary.tokenize("a red tower ."));
+  const auto& sizes = model.config.transformer;
+  const Tensor z({}, DType::kF32, {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
+  const auto play = [&](Rollout& rollout, int64_t frame) {
+    rollout.begin_frame(ctx, frame, 1400, 1480);
+    rollout.denoise(ctx, 11, z);
+    EXPECT_EQ(rollout.steps_run(), rollout.frame_steps());
+    const double density = rollout.density();
+    rollout.remember(ctx, z);
+    return std::pair(rollout.steps_run(), density);
+  };
+  Rollout own(ctx, model, text, parse_method("dense"), 8);
+  EXPECT_EQ(play(own, 0), std::pair(int64_t{3}, 1.0));
+  EXPECT_EQ(play(own, 1), std::pair(int64_t{2}, 1.0));
+  EXPECT_EQ(own.method().get("steps"), "2");
+  Rollout more(ctx, model, text, parse_method("steps=5"), 8);
+  EXPECT_EQ(play(more, 0).first, 5);
+  EXPECT_EQ(play(more, 1).first, 5);
+  // Of 2 steps the last is dense; of 3 the last, too, for it is what the second half begins with.
+  Rollout sparse(ctx, model, text,
+                 parse_method("self-attention=annsa:dense-steps=1:dense-layers=none"), 8);
+  play(sparse, 0);
+  sparse.begin_frame(ctx, 1, 1400, 1480);
+  EXPECT_EQ(sparse.last_sparse_step(), 0);
+  Rollout first(ctx, model, text,
+                parse_method("self-attention=annsa:dense-steps=1:dense-layers=none"), 8);
+  first.begin_frame(ctx, 0, 1400, 1480);
+  EXPECT_EQ(first.last_sparse_step(), 1);
+  // A history that begins with a picture from elsewhere is one.
+  Rollout primed(ctx, model, text, parse_method("dense"), 8);
+  primed.begin_frame(ctx, 0, 1400, 1480);
+  primed.remember(ctx, z);
+  EXPECT_EQ(play(primed, 1).first, 2);
+}
+
 // Looks into attention over a merged cache, beside the whole history of the same frames.
 class BoundCheck final : public PassObserver {
  public:

@@ -7,7 +7,7 @@ import argparse
 
 import torch
 
-from model import WorldModel, save_model, tiny_config
+from model import SamplerConfig, WorldModel, save_model, tiny_config
 
 WORDS = (
     "<pad> <unk> . , a and with land summer winter desert north south east west in the is there forest water red tower "
@@ -36,11 +36,12 @@ def main() -> None:
     parser.add_argument("--storage", choices=("int8", "bf16", "f32"), default="f32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2, help="sampling steps written to the configuration")
+    parser.add_argument("--first-steps", type=int, default=3, help="the same for a frame without history")
     parser.add_argument("--sampler", choices=("ode", "renoise"), default="ode")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     config = tiny_config(len(WORDS))
-    config.sampler.num_steps, config.sampler.type = args.steps, args.sampler
+    config.sampler = SamplerConfig(args.sampler, args.steps, first_steps=args.first_steps, first_shift=4.0)
     model = WorldModel(config)
     randomise(model)
     save_model(args.folder, config, model.state_dict(), WORDS, args.storage)

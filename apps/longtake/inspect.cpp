@@ -112,6 +112,9 @@ void print_model(const std::string& folder) {
   fmt::print("  sampler: {} in {} steps, shift {}\n",
              config.sampler.type == world::SamplerType::kOde ? "ode" : "renoise",
              config.sampler.num_steps, config.sampler.shift);
+  if (config.sampler.first_steps > 0)
+    fmt::print("  a frame without history: at least {} steps, shift {}\n",
+               config.sampler.first_steps, config.sampler.first_shift);
   print_tensors(file.tensors());
   print_problems(world::check_weights(config, file));
   const std::string calibration = folder + "/" + kCalibrationFile;

@@ -101,6 +101,10 @@ const json& JsonObject::member(const char* key, const char* expected) const {
   return *found;
 }
 
+bool JsonObject::has(const char* key) const {
+  return value_.contains(key);
+}
+
 JsonObject JsonObject::object(const char* key) const {
   return JsonObject(member(key, "an object"), str(path_, ".", key));
 }

@@ -30,6 +30,8 @@ class JsonObject {
   // `path` is what errors put before the key: "config.json: transformer".
   JsonObject(const nlohmann::json& value, std::string path);
 
+  bool has(const char* key) const;
+
   JsonObject object(const char* key) const;
   int64_t integer(const char* key, int64_t min, int64_t max) const;
   double number(const char* key, double min, double max) const;

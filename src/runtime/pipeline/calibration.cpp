@@ -42,7 +42,7 @@ class RecallObserver final : public PassObserver {
       : rollout_(rollout), stride_(stride), scores_(num_layers) {}
 
   void on_self_attention(int64_t layer, const AttentionRead& read) override {
-    if (rollout_.step() == rollout_.num_steps()) return;
+    if (rollout_.step() == rollout_.frame_steps()) return;
     const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
     const auto found = score_heads(read.q, read.kv, read.kv, read.selection, {}, scale, stride_);
     auto& sums = scores_[static_cast<size_t>(layer)];

@@ -15,9 +15,9 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
     : model_(model), place_(model.transformer.make_place(ctx)) {
   const auto& sampler = model.config.sampler;
   const auto& sizes = model.config.transformer;
-  noise_levels_ =
-      noise_levels(method.num_steps > 0 ? method.num_steps : sampler.num_steps, sampler.shift);
-  for (const double t : noise_levels_) levels_.push_back(model.transformer.level(ctx, t));
+  const int64_t steps = method.num_steps > 0 ? method.num_steps : sampler.num_steps;
+  usual_ = make_schedule(ctx, steps, sampler.shift);
+  first_ = make_schedule(ctx, std::max(steps, sampler.first_steps), sampler.first_shift);
   CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (size_t n = 0; n < layers_.size(); ++n) {
@@ -32,6 +32,13 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   velocity_ = Tensor(ctx.device(), DType::kF32, latent);
   noise_ = Tensor(ctx.device(), DType::kF32, latent);
   set_text(ctx, text);
+}
+
+Rollout::Schedule Rollout::make_schedule(Context& ctx, int64_t num_steps, double shift) const {
+  Schedule out;
+  out.noise_levels = noise_levels(num_steps, shift);
+  for (const double t : out.noise_levels) out.levels.push_back(model_.transformer.level(ctx, t));
+  return out;
 }
 
 void Rollout::set_selection(Context& ctx, const Method& method) {
@@ -65,14 +72,16 @@ void Rollout::set_selection(Context& ctx, const Method& method) {
 bool Rollout::is_sparse(int64_t step) const {
   if (!method_.sparse_self && !method_.sparse_prompt) return false;
   const std::vector<int64_t>& dense = *method_.dense_steps;
-  return step < num_steps() && !std::binary_search(dense.begin(), dense.end(), step);
+  // Where a frame has more steps than the method speaks of, each does as its share of them does.
+  const int64_t named = step * num_steps() / frame_steps();
+  return step < frame_steps() && !std::binary_search(dense.begin(), dense.end(), named);
 }
 
 int64_t Rollout::last_sparse_step() const {
-  for (int64_t step = num_steps() - 1; step >= 0; --step) {
+  for (int64_t step = frame_steps() - 1; step >= 0; --step) {
     if (is_sparse(step)) return step;
   }
-  return num_steps() - 1;
+  return frame_steps() - 1;
 }
 
 void Rollout::set_text(Context& ctx, View text) {
@@ -83,7 +92,9 @@ void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
   const auto pixels = static_cast<double>(model_.config.transformer.token_pixels());
   frame_ = frame;
   dense_steps_run_ = sparse_steps_run_ = 0;
-  if (step_cache_) step_cache_->begin_chunk(num_steps());
+  const bool has_history = layers_.front().memory.cache->entries() > 0;
+  schedule_ = has_history ? &usual_ : &first_;
+  if (step_cache_) step_cache_->begin_chunk(frame_steps());
   model_.transformer.set_place(ctx, static_cast<double>(x) / pixels,
                                static_cast<double>(y) / pixels, frame, place_);
 }
@@ -91,11 +102,11 @@ void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
 void Rollout::denoise(Context& ctx, uint64_t seed, View z, PassObserver* observer) {
   const auto frame = static_cast<uint32_t>(frame_);
   fill_normal(seed, frame, 0, z.data<float>(), z.numel());
-  for (int64_t step = 0; step < num_steps(); ++step) {
+  for (int64_t step = 0; step < frame_steps(); ++step) {
     velocity(ctx, step, z, velocity_, observer);
-    const double t = noise_levels_[static_cast<size_t>(step)];
-    const double next = noise_levels_[static_cast<size_t>(step) + 1];
-    if (model_.config.sampler.type == world::SamplerType::kOde || step + 1 == num_steps()) {
+    const double t = schedule_->noise_levels[static_cast<size_t>(step)];
+    const double next = schedule_->noise_levels[static_cast<size_t>(step) + 1];
+    if (model_.config.sampler.type == world::SamplerType::kOde || step + 1 == frame_steps()) {
       axpby(ctx, 1, z, static_cast<float>(next - t), velocity_, z);
       continue;
     }
@@ -113,7 +124,7 @@ void Rollout::velocity(Context& ctx, int64_t step, View z, View out, PassObserve
 }
 
 void Rollout::remember(Context& ctx, View z, PassObserver* observer) {
-  model_.transformer.commit(ctx, z, pass(num_steps(), observer), {frame_, 1});
+  model_.transformer.commit(ctx, z, pass(frame_steps(), observer), {frame_, 1});
 }
 
 world::Pass Rollout::pass(int64_t step, PassObserver* observer) {
@@ -123,7 +134,7 @@ world::Pass Rollout::pass(int64_t step, PassObserver* observer) {
   const PromptReading prompt = !sparse                  ? PromptReading::kAll
                                : sparse_steps_run_ == 0 ? PromptReading::kChoose
                                                         : PromptReading::kChosen;
-  return {levels_[static_cast<size_t>(step)],
+  return {schedule_->levels[static_cast<size_t>(step)],
           place_,
           layers_,
           sparse,
@@ -145,7 +156,7 @@ double Rollout::density() const {
                         static_cast<double>(sparse_steps_run_) * kept);
   }
   return attended /
-         (dense * static_cast<double>(layers_.size()) * static_cast<double>(num_steps()));
+         (dense * static_cast<double>(layers_.size()) * static_cast<double>(frame_steps()));
 }
 
 }  // namespace longtake

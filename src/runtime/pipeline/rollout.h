@@ -18,6 +18,8 @@ class Rollout {
   // text [T, dim] f32: the encoded prompt. The full history reserves memory for expected_frames.
   Rollout(Context& ctx, const world::Model& model, View text, const Method& method,
           int64_t expected_frames);
+  Rollout(const Rollout&) = delete;
+  Rollout& operator=(const Rollout&) = delete;
 
   // Everything below is about this frame, seen from (x, y): the view's top-left in world pixels.
   void begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y);
@@ -28,7 +30,7 @@ class Rollout {
   // The clean pass: the frame's keys and values join every layer's history.
   void remember(Context& ctx, View z, PassObserver* observer = nullptr);
 
-  // One velocity estimate at sampling step `step` (num_steps(): the clean level); for tests.
+  // One velocity estimate at sampling step `step` (frame_steps(): the clean level); for tests.
   void velocity(Context& ctx, int64_t step, View z, View out, PassObserver* observer = nullptr);
 
   void set_text(Context& ctx, View text);
@@ -39,12 +41,16 @@ class Rollout {
   // The method as it is played: steps and dense parts are named.
   const Method& method() const { return method_; }
 
-  int64_t num_steps() const { return static_cast<int64_t>(noise_levels_.size()) - 1; }
+  // Sampling steps of a frame that has a history.
+  int64_t num_steps() const { return usual_.num_steps(); }
 
-  // The sampling step in work; num_steps(): the clean pass.
+  // Of the frame in work: without a history there may be more.
+  int64_t frame_steps() const { return schedule_->num_steps(); }
+
+  // The sampling step in work; frame_steps(): the clean pass.
   int64_t step() const { return step_; }
 
-  // The last sampling step that is sparse; without one the last of all.
+  // The frame's last sampling step that is sparse; without one the last of all.
   int64_t last_sparse_step() const;
 
   std::span<const LayerState> layers() const { return layers_; }
@@ -57,14 +63,24 @@ class Rollout {
   int64_t steps_run() const { return dense_steps_run_ + sparse_steps_run_; }
 
  private:
+  // The noise levels of a frame's steps, from 1 (noise) to 0 (clean).
+  struct Schedule {
+    std::vector<double> noise_levels;
+    std::vector<world::Level> levels;  // one per noise level
+
+    int64_t num_steps() const { return static_cast<int64_t>(noise_levels.size()) - 1; }
+  };
+
+  Schedule make_schedule(Context& ctx, int64_t num_steps, double shift) const;
+
   bool is_sparse(int64_t step) const;
 
   world::Pass pass(int64_t step, PassObserver* observer);
 
   const world::Model& model_;
   Method method_;
-  std::vector<double> noise_levels_;
-  std::vector<world::Level> levels_;  // one per noise level
+  Schedule usual_, first_;              // of frames with a history, and without
+  const Schedule* schedule_ = &usual_;  // of the frame in work
   world::Place place_;
   std::vector<LayerState> layers_;
   std::unique_ptr<StepCache> step_cache_;  // null: every step is computed

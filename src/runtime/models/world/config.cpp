@@ -14,6 +14,9 @@ constexpr int64_t kMaxLayers = 256;
 constexpr int64_t kMaxHeads = 256;
 constexpr int64_t kMaxHeadDim = 256;  // what the attention kernel takes
 constexpr int64_t kHeadDimStep = 16;
+constexpr int64_t kMostSteps = 1000;
+constexpr double kLeastShift = 0.01;
+constexpr double kMostShift = 100;
 
 void expect(bool ok, const std::string& what, const std::string& expected,
             const std::string& found) {
@@ -85,8 +88,14 @@ SamplerConfig read_sampler(const JsonObject& json, const std::string& what) {
   expect(type == "ode" || type == "renoise", what + ": sampler.type", "ode or renoise",
          '"' + printable(type) + '"');
   c.type = type == "ode" ? SamplerType::kOde : SamplerType::kRenoise;
-  c.num_steps = json.integer("num_steps", 1, 1000);
-  c.shift = json.number("shift", 0.01, 100);
+  c.num_steps = json.integer("num_steps", 1, kMostSteps);
+  c.shift = json.number("shift", kLeastShift, kMostShift);
+  // Both may be absent or 0: such a frame is like the others.
+  if (json.has("first_steps")) c.first_steps = json.integer("first_steps", 0, kMostSteps);
+  if (json.has("first_shift")) c.first_shift = json.number("first_shift", 0, kMostShift);
+  if (c.first_shift == 0) c.first_shift = c.shift;
+  expect(c.first_shift >= kLeastShift, what + ": sampler.first_shift",
+         str("0 or at least ", kLeastShift), str(c.first_shift));
   return c;
 }
 

@@ -71,6 +71,10 @@ struct SamplerConfig {
   SamplerType type = SamplerType::kOde;
   int64_t num_steps = 0;
   double shift = 0;
+  // A frame without history is a whole screen of news: it gets at least so many steps, on noise
+  // levels of their own shift.
+  int64_t first_steps = 0;
+  double first_shift = 0;
 };
 
 struct Config {
