@@ -110,7 +110,7 @@ TEST(Lsh, RanksBySignsThenBySlot) {
     index.set_all(slots.data(), planted.vector(0), count);
     for (const int64_t most : {1, 8, 64}) {
       std::vector<int32_t> found(static_cast<size_t>(count * most));
-      index.nearest_all(planted.query(0), count, most, found.data());
+      index.nearest_all(planted.query(0), count, most, AnnIndex::kAnyDistance, found.data());
       for (int64_t i = 0; i < count; ++i) {
         const uint64_t code = coder.code(planted.query(i));
         std::vector<int32_t> expected = slots;
@@ -187,6 +187,44 @@ TEST(Quant, BucketIsABall) {
   for (int32_t i = 0; i < 300; ++i) {
     index.bucket(planted.query(i), found);
     EXPECT_EQ(found, std::vector<int32_t>{i});  // others are about sqrt(128) away
+  }
+}
+
+// What is within the distance is found as without one, around the sizes of blocks, after removals
+// and in other widths; what is far beyond is not.
+TEST(Quant, ADistanceLeavesOutOnlyWhatIsFarther) {
+  for (const int64_t count : {1, 15, 16, 17, 300}) {
+    const Planted planted(count, 0.5F);
+    QuantIndex index(kDim, {});
+    planted.fill(index);
+    for (int64_t i = 0; i < count / 3; ++i) index.remove(i);
+    constexpr int64_t kMost = 8;
+    std::vector<int32_t> all(static_cast<size_t>(count * kMost)), near(all.size());
+    index.nearest_all(planted.query(0), count, kMost, AnnIndex::kAnyDistance, all.data());
+    for (const float within : {4.0F, 16.0F, 130.0F}) {  // planted ones lie at 16, others at 144
+      index.nearest_all(planted.query(0), count, kMost, within, near.data());
+      int64_t wanted = 0, found = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t k = 0; k < kMost; ++k) {
+          const auto at = static_cast<size_t>(i * kMost + k);
+          found += near[at] >= 0;
+          if (all[at] < 0) continue;
+          // Which vector the slot holds now does not matter here: both answers name slots.
+          if (near[at] >= 0) {
+            ASSERT_EQ(near[at], all[at]) << count << ' ' << within;
+          }
+          wanted += near[at] >= 0;
+        }
+      }
+      EXPECT_EQ(found, wanted);
+      if (count == 300 && within == 4.0F) {
+        EXPECT_LT(found, 10);
+      }
+      if (count == 300 && within == 16.0F) {
+        EXPECT_GT(found, 60);
+        EXPECT_LT(found, 250);
+      }
+    }
   }
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -17,6 +18,8 @@ enum class AnnEngine : uint8_t { kLsh, kQuant };
 
 class AnnIndex {
  public:
+  static constexpr float kAnyDistance = std::numeric_limits<float>::infinity();
+
   virtual ~AnnIndex() = default;
 
   virtual int64_t size() const = 0;
@@ -36,8 +39,11 @@ class AnnIndex {
   // deceive: check the candidates exactly. May find fewer.
   virtual void nearest(const float* query, int64_t most, std::vector<int32_t>& out) = 0;
 
-  // The same for many: queries [count, dim] -> out [count, most], -1 behind what is found.
-  virtual void nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) = 0;
+  // The same for many: queries [count, dim] -> out [count, most], -1 behind what is found. Of slots
+  // that are farther than the squared distance `within` the caller wants none: an engine that can
+  // tell may leave them out.
+  virtual void nearest_all(const float* queries, int64_t count, int64_t most, float within,
+                           int32_t* out) = 0;
 
   // All slots of the query's neighbourhood, ascending: of its probed buckets (lsh), or within a
   // distance (quant).

@@ -137,11 +137,12 @@ void LshIndex::remove(int64_t slot) {
 
 void LshIndex::nearest(const float* query, int64_t most, std::vector<int32_t>& out) {
   out.resize(static_cast<size_t>(most));
-  nearest_all(query, 1, most, out.data());
+  nearest_all(query, 1, most, kAnyDistance, out.data());
   out.erase(std::find(out.begin(), out.end(), -1), out.end());
 }
 
-void LshIndex::nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) {
+void LshIndex::nearest_all(const float* queries, int64_t count, int64_t most, float /*within*/,
+                           int32_t* out) {
   std::fill_n(out, count * most, -1);
   if (most == 0) return;
   std::vector<uint64_t> codes(static_cast<size_t>(count));
@@ -154,15 +155,15 @@ void LshIndex::nearest_all(const float* queries, int64_t count, int64_t most, in
   least_.resize(static_cast<size_t>(blocks));
   for (const uint64_t code : codes) {
     count_signs(codes_.data(), size(), code, differing_.data());
-    for (int64_t block = 0; block < blocks; ++block)
-      least_[static_cast<size_t>(block)] = least(differing_.data() + block * kBlock);
     // So many slots are no farther than the best of so many blocks: few others need a look.
-    uint64_t limit = kFar;
-    if (most <= blocks) {
-      sorted_ = least_;
-      std::nth_element(sorted_.begin(), sorted_.begin() + most - 1, sorted_.end());
-      limit = sorted_[static_cast<size_t>(most - 1)] + uint64_t{1};
+    std::array<int32_t, kFar + 1> blocks_at{};
+    for (int64_t block = 0; block < blocks; ++block) {
+      const uint8_t own = least(differing_.data() + block * kBlock);
+      least_[static_cast<size_t>(block)] = own;
+      ++blocks_at[own];
     }
+    uint64_t limit = 0;
+    for (int64_t known = 0; known < most && limit < kFar; ++limit) known += blocks_at[limit];
     list.clear();
     for (int64_t block = 0; block < blocks; ++block) {
       if (least_[static_cast<size_t>(block)] >= limit) continue;

@@ -57,15 +57,16 @@ class LshIndex final : public AnnIndex {
   void clear() override { codes_.clear(); }
 
   void nearest(const float* query, int64_t most, std::vector<int32_t>& out) override;
-  void nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) override;
+  void nearest_all(const float* queries, int64_t count, int64_t most, float within,
+                   int32_t* out) override;
   void bucket(const float* query, std::vector<int32_t>& out) override;
 
  private:
   int64_t dim_;
   LshCoder coder_;
-  std::vector<uint64_t> codes_;          // [slots]
-  std::vector<uint8_t> differing_;       // [slots]: signs, from the query in work, in blocks
-  std::vector<uint8_t> least_, sorted_;  // of every block
+  std::vector<uint64_t> codes_;     // [slots]
+  std::vector<uint8_t> differing_;  // [slots]: signs, from the query in work, in blocks
+  std::vector<uint8_t> least_;      // of every block
 };
 
 }  // namespace longtake

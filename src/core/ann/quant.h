@@ -1,11 +1,16 @@
 // Nearest neighbours in a few bits: a vector is kept as integers of `bits` bits under one scale of
 // its own, and a query meets all of them. The scan is integer arithmetic; at 8 bits its order
 // hardly differs from the exact one.
+//
+// A query that wants nothing beyond a distance first meets a few channels of all vectors, side by
+// side in blocks: what is too far in those is too far.
 #pragma once
 
 #include "ann/index.h"
 
 namespace longtake {
+
+class ShortList;
 
 struct QuantOptions {
   int bits = 8;         // 2..8, sign included; one byte is stored in any case
@@ -24,25 +29,46 @@ class QuantIndex final : public AnnIndex {
   void remove(int64_t slot) override;
   void clear() override;
   void nearest(const float* query, int64_t most, std::vector<int32_t>& out) override;
-  void nearest_all(const float* queries, int64_t count, int64_t most, int32_t* out) override;
+  void nearest_all(const float* queries, int64_t count, int64_t most, float within,
+                   int32_t* out) override;
   void bucket(const float* query, std::vector<int32_t>& out) override;
 
   // vector ~ scale * code: writes code [dim] and returns the scale.
   float quantise(const float* vector, int8_t* code) const;
 
  private:
+  // A query as integers.
+  struct Query {
+    float scale = 0;
+    float square = 0, coarse_square = 0;  // of scale * code, all channels and the coarse ones
+  };
+
+  Query quantise_query(const float* query);
   // distances_[slot] = squared distance between the integers' vectors.
-  void measure(const float* query);
+  void measure(const Query& query);
+  // near_: slots whose coarse channels alone are within the squared distance, ascending.
+  void find_near(const Query& query, float within);
+  // The same as measure() for slots near_[i]: distances_[i].
+  void measure_near(const Query& query);
+  void offer_all(ShortList& list) const;  // of what measure() found
+  void write_coarse(int64_t slot);
 
   int64_t dim_;
+  int64_t coarse_;  // channels, whole quads
   QuantOptions options_;
   std::vector<int8_t> codes_;     // [slots, dim]
   std::vector<float> scales_;     // [slots]
   std::vector<float> squares_;    // [slots]: |scale * code|^2
   std::vector<int32_t> offsets_;  // [slots]: what a shifted query adds to its dot products
+  // Blocks of slots, the last one filled up: the first channels of each.
+  std::vector<int8_t> coarse_codes_;     // [blocks, quads, slots of a block, 4]
+  std::vector<float> coarse_squares_;    // [slots in blocks], inf where there is none
+  std::vector<int32_t> coarse_offsets_;  // the same
+  std::vector<float> coarse_scales_;     // the same
+  float most_scale_ = 0;                 // of any slot so far
   std::vector<int8_t> query_;
   std::vector<uint8_t> shifted_;
-  std::vector<int32_t> dots_;
+  std::vector<int32_t> near_, dots_;
   std::vector<float> distances_;
 };
 

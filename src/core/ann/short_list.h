@@ -32,6 +32,11 @@ class ShortList {
     return bits >> 31 != 0 ? ~bits : bits | 0x80000000U;
   }
 
+  // The float of a rank.
+  static float value_of(uint32_t rank) {
+    return std::bit_cast<float>(rank >> 31 != 0 ? rank & 0x7fffffffU : ~rank);
+  }
+
   void clear() { std::fill_n(words_.begin(), most_, kNone); }
 
   void offer(uint64_t word) {

@@ -92,7 +92,7 @@ void HeadGroups::match(const float* keys, const float* mapped, int64_t count, fl
   matches_.clear();
   const int64_t asking = most_square_ > 0 ? count : 0;
   candidates_.resize(static_cast<size_t>(asking * kCandidates));
-  index_->nearest_all(mapped, asking, kCandidates, candidates_.data());
+  index_->nearest_all(mapped, asking, kCandidates, most_square_, candidates_.data());
   std::array<float, kCandidates> squares{};
   for (int64_t t = 0; t < asking; ++t) {
     const int32_t* groups = candidates_.data() + t * kCandidates;
