@@ -10,6 +10,7 @@ set(LONGTAKE_KERNEL_SOURCES
   ${core}/attention/paged_attention.cu
   ${core}/attention/paged_attention_f32.cu
   ${core}/attention/paged_attention_sm80.cu
+  ${core}/attention/prompt_tokens.cu
   ${core}/kv/device_pages.cu
   $<TARGET_OBJECTS:longtake_kernels_sm90>
 )

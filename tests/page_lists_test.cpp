@@ -34,6 +34,8 @@ struct Choice {
   std::vector<float> bias;
   std::vector<int32_t> begin, numbers;  // pages by head, numbers in the store
   std::vector<int32_t> offsets, listed;
+  int stride = 0;
+  double density = 0;
 
   Choice(const Shape& s, int dim, const ListOptions& options, bool ragged)
       : head_dim(dim),
@@ -76,16 +78,20 @@ struct Choice {
     const auto dq = on_device(q);
     const auto dbegin = on_device(begin), dnumbers = on_device(numbers);
     const PageLists lists =
-        lister.list(dq.data(), s.queries, {s.heads, dbegin.data(), dnumbers.data()}, summaries,
-                    scale, options, nullptr);
+        lister.list(dq.data(), false, s.queries, {s.heads, dbegin.data(), dnumbers.data()},
+                    summaries, scale, options, nullptr);
     check(cudaDeviceSynchronize(), "lists");
     offsets.resize(static_cast<size_t>(lists.num_rows()) + 1);
     check(cudaMemcpy(offsets.data(), lists.offsets, offsets.size() * 4, cudaMemcpyDeviceToHost),
           "copy");
-    listed.resize(static_cast<size_t>(offsets.back()));
+    stride = lists.stride;
+    listed.resize(static_cast<size_t>(lists.num_rows() * stride));
     check(cudaMemcpy(listed.data(), lists.pages, listed.size() * 4, cudaMemcpyDeviceToHost),
           "copy");
+    density = lister.density();
   }
+
+  int keys_of(int page) const { return std::min(kPageKeys, shape.keys - page * kPageKeys); }
 
   // Of every page of a head, summed over a tile's queries.
   std::vector<double> mass(int head, int tile) const {
@@ -126,44 +132,65 @@ struct Choice {
 
   void expect_best(const ListOptions& options) const {
     size_t row = 0;
+    double read = 0, there = 0;
     for (int h = 0; h < shape.heads; ++h) {
       const int32_t* own = numbers.data() + begin[static_cast<size_t>(h)];
       const int count = begin[static_cast<size_t>(h) + 1] - begin[static_cast<size_t>(h)];
-      const int always = options.first_pages + options.last_pages;
-      const int wanted = std::min(
-          count, std::max(always, static_cast<int>(std::ceil(static_cast<float>(options.density) *
-                                                             static_cast<float>(count)))));
+      int total = 0, always = 0;
+      const auto is_always = [&](int p) {
+        return p < options.first_pages || p >= count - options.last_pages;
+      };
+      for (int p = 0; p < count; ++p) {
+        total += keys_of(p);
+        if (is_always(p)) always += keys_of(p);
+      }
+      const int wanted = std::max(always, static_cast<int>(std::ceil(options.density * total)));
       for (int t = 0; t < tiles; ++t, ++row) {
         const auto what = str("head ", h, ", tile ", t);
         std::vector<int> got;
-        for (int i = offsets[row]; i < offsets[row + 1]; ++i) {
-          got.push_back(
-              static_cast<int>(std::find(own, own + count, listed[static_cast<size_t>(i)]) - own));
+        for (int i = 0; i < offsets[row + 1] - offsets[row]; ++i) {
+          const int32_t page = listed[row * static_cast<size_t>(stride) + static_cast<size_t>(i)];
+          got.push_back(static_cast<int>(std::find(own, own + count, page) - own));
         }
-        ASSERT_EQ(static_cast<int>(got.size()), wanted) << what;
         ASSERT_TRUE(std::is_sorted(got.begin(), got.end())) << what;
-        ASSERT_EQ(std::set<int>(got.begin(), got.end()).size(), got.size()) << what;
         const std::set<int> set(got.begin(), got.end());
-        std::vector<double> free;
+        ASSERT_EQ(set.size(), got.size()) << what;
+        int keys = 0;
+        for (const int p : got) {
+          ASSERT_LT(p, count) << what;
+          keys += keys_of(p);
+        }
+        ASSERT_GE(keys, wanted) << what;
+        if (wanted > always) {
+          ASSERT_LT(keys - kPageKeys, wanted) << what << ", without the last one chosen";
+        } else {
+          ASSERT_EQ(keys, always) << what;
+        }
+        const int queries = std::min(kTileQueries, shape.queries - t * kTileQueries);
+        read += static_cast<double>(keys) * queries;
+        there += static_cast<double>(total) * queries;
+        std::vector<std::pair<double, int>> free;  // mass, keys
         double chosen = 0, best = 0;
         const auto all = mass(h, t);
-        int kept = 0;
         for (int p = 0; p < count; ++p) {
-          if (p < options.first_pages || p >= count - options.last_pages) {
-            ++kept;
+          if (is_always(p)) {
             ASSERT_TRUE(set.count(p)) << what << ", page " << p << " of those always listed";
           } else {
-            free.push_back(all[static_cast<size_t>(p)]);
+            free.emplace_back(all[static_cast<size_t>(p)], keys_of(p));
             if (set.count(p)) chosen += all[static_cast<size_t>(p)];
           }
         }
         std::sort(free.rbegin(), free.rend());
-        for (int i = 0; i < wanted - std::min(kept, wanted); ++i)
-          best += free[static_cast<size_t>(i)];
+        int taken = always;
+        for (size_t i = 0; i < free.size() && taken < wanted; ++i) {
+          best += free[i].first;
+          taken += free[i].second;
+        }
         // Near ties may fall either way: means are rounded to bf16.
         EXPECT_GE(chosen, (1 - 2e-3) * best) << what;
       }
     }
+    EXPECT_NEAR(density, there > 0 ? read / there : 1, 1e-12);
   }
 };
 
@@ -186,12 +213,12 @@ TEST_P(PageListsTest, AtBothEndsOfDensity) {
   const Choice all({140, 2000, 2}, GetParam(), {1, 0, 0}, false);
   all.expect_best({1, 0, 0});
   const Choice none({140, 2000, 2}, GetParam(), {0, 0, 0}, false);
-  EXPECT_TRUE(none.listed.empty());
+  EXPECT_EQ(none.offsets.back(), 0);
   const Choice ends({140, 2000, 2}, GetParam(), {0, 2, 3}, false);
   ends.expect_best({0, 2, 3});
   PageLister lister(1, 1, GetParam());
   const PageSummaries summaries(1, GetParam());
-  EXPECT_THROW(lister.list(nullptr, 1, {}, summaries, 1, {1.5, 0, 0}, nullptr), Error);
+  EXPECT_THROW(lister.list(nullptr, false, 1, {}, summaries, 1, {1.5, 0, 0}, nullptr), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(HeadDim, PageListsTest, testing::Values(64, 128));

@@ -44,22 +44,22 @@ class Select : public testing::TestWithParam<std::tuple<AnnEngine, DType>> {
 TEST_P(Select, EverythingSelectedEqualsDenseBitForBit) {
   for (const auto& [queries, keys] : {std::pair<int64_t, int64_t>{1, 1}, {33, 200}, {128, 1000}}) {
     Problem p(dtype(), queries, keys, 3, 32);
-    PageSelector selector(3, 32, options(1));
-    const Selection all = selector.select(p.ctx, p.q, p.pages.view(), 0, 0, p.scale());
+    const auto selector = make_page_selector(p.ctx, 3, 32, options(1));
+    const Selection all = selector->select(p.ctx, p.q, p.pages.view(), 0, 0, p.scale());
     const Tensor dense({}, DType::kF32, p.q.shape());
     const Tensor sparse({}, DType::kF32, p.q.shape());
     attend(p.ctx, p.q, p.pages.view(), p.scale(), dense);
     attend_blocks(p.ctx, p.q, p.pages.view(), all, p.scale(), sparse);
     EXPECT_EQ(test::values(sparse), test::values(dense)) << queries << " x " << keys;
-    EXPECT_EQ(selector.density(), 1);
+    EXPECT_EQ(selector->density(), 1);
   }
 }
 
 TEST_P(Select, KeepsBothEndsAndTheDensity) {
   Problem p(dtype(), 70, 64 * 40 + 5, 2, 64);  // 41 pages, the last of 5 keys
   for (const double density : {0.0, 0.1, 0.5}) {
-    PageSelector selector(2, 64, options(density, 16));
-    const Selection chosen = selector.select(p.ctx, p.q, p.pages.view(), 2, 3, p.scale());
+    const auto selector = make_page_selector(p.ctx, 2, 64, options(density, 16));
+    const Selection chosen = selector->select(p.ctx, p.q, p.pages.view(), 2, 3, p.scale());
     ASSERT_EQ(chosen.offsets.size(), 2U * 5 + 1);
     for (size_t row = 0; row + 1 < chosen.offsets.size(); ++row) {
       const std::vector<int32_t> list(chosen.pages.begin() + chosen.offsets[row],
@@ -72,8 +72,8 @@ TEST_P(Select, KeepsBothEndsAndTheDensity) {
         EXPECT_EQ(pages.size(), 5U);
       }
     }
-    EXPECT_GE(selector.density(), density);
-    EXPECT_LE(selector.density(), std::max(density, 5.0 / 41) + 1.0 / 40);
+    EXPECT_GE(selector->density(), density);
+    EXPECT_LE(selector->density(), std::max(density, 5.0 / 41) + 1.0 / 40);
   }
 }
 
@@ -87,8 +87,8 @@ TEST_P(Select, FindsThePageThatMatters) {
     for (int64_t d = 0; d < 64; ++d) k[key * 64 + d] += 1.5F * q[d];
   }
   const KvPages pages(p.ctx, p.k, p.v);
-  PageSelector selector(1, 64, options(0.03));
-  const Selection chosen = selector.select(p.ctx, p.q, pages.view(), 0, 0, p.scale());
+  const auto selector = make_page_selector(p.ctx, 1, 64, options(0.03));
+  const Selection chosen = selector->select(p.ctx, p.q, pages.view(), 0, 0, p.scale());
   EXPECT_EQ(std::vector<int32_t>(chosen.pages.begin(), chosen.pages.end()),
             (std::vector<int32_t>{17}));
   const AttentionScore score =
@@ -101,8 +101,8 @@ TEST_P(Select, LooksAgainAtPagesThatChanged) {
   Problem p(DType::kF32, 32, 64 * 20, 1, 64);
   std::vector<PageList> lists(p.pages.view().heads.begin(), p.pages.view().heads.end());
   const KvView view{DType::kF32, 64, lists};
-  PageSelector selector(1, 64, options(0.05));
-  selector.select(p.ctx, p.q, view, 0, 0, p.scale());
+  const auto selector = make_page_selector(p.ctx, 1, 64, options(0.05));
+  selector->select(p.ctx, p.q, view, 0, 0, p.scale());
   const std::vector<float> value(64, 0.0F);
   for (int64_t slot = 0; slot < 64; ++slot) {
     std::vector<float> key(p.q.data<float>(), p.q.data<float>() + 64);
@@ -110,7 +110,7 @@ TEST_P(Select, LooksAgainAtPagesThatChanged) {
     write_token(lists[0][9], DType::kF32, 64, slot, key.data(), value.data(), 0);
   }
   for (int64_t t = 1; t < 32; ++t) std::copy_n(p.q.data<float>(), 64, p.q.data<float>() + t * 64);
-  const Selection chosen = selector.select(p.ctx, p.q, view, 0, 0, p.scale());
+  const Selection chosen = selector->select(p.ctx, p.q, view, 0, 0, p.scale());
   EXPECT_EQ(std::vector<int32_t>(chosen.pages.begin(), chosen.pages.end()),
             (std::vector<int32_t>{9}));
 }
@@ -156,9 +156,9 @@ TEST(SelectByPrompt, EqualsPlainLoops) {
   for (const double density : {0.0, 0.3, 1.0}) {
     SelectOptions options{AnnEngine::kLsh, density, kTile, 3};
     options.buckets = SelectBuckets::kPrompt;
-    PageSelector selector(kHeads, kDim, options);
+    const auto selector = make_page_selector(ctx, kHeads, kDim, options);
     const Selection chosen =
-        selector.select(ctx, q, {DType::kF32, kDim, lists}, 1, 2, 0.25F, queries);
+        selector->select(ctx, q, {DType::kF32, kDim, lists}, 1, 2, 0.25F, queries);
     size_t row = 0;
     for (size_t head = 0; head < kHeads; ++head) {
       for (int64_t begin = 0; begin < kQueries; begin += kTile, ++row) {
@@ -274,10 +274,11 @@ TEST(PromptBuckets, EqualPlainLoops) {
 }
 
 TEST(SelectOptions, AreChecked) {
+  Context ctx;
   for (const SelectOptions& bad :
        {SelectOptions{AnnEngine::kLsh, 1.5, 32, 0}, SelectOptions{AnnEngine::kLsh, NAN, 32, 0},
         SelectOptions{AnnEngine::kQuant, 0.5, 0, 0}})
-    EXPECT_THROW(PageSelector(1, 64, bad), Error);
+    EXPECT_THROW(make_page_selector(ctx, 1, 64, bad), Error);
 }
 
 class PromptSelect : public testing::TestWithParam<std::tuple<AnnEngine, PromptRule, DType>> {
@@ -292,16 +293,16 @@ class PromptSelect : public testing::TestWithParam<std::tuple<AnnEngine, PromptR
 TEST_P(PromptSelect, EverythingKeptEqualsDenseBitForBit) {
   for (const int64_t tokens : {1, 63, 64, 65, 150}) {
     Problem p(dtype(), 33, tokens, 3, 32);
-    PromptSelector selector(3, 32, options(1));
-    selector.set_prompt(p.ctx, p.pages.view());
+    const auto selector = make_prompt_selector(p.ctx, 3, 32, options(1));
+    selector->set_prompt(p.ctx, p.pages.view());
     const Tensor dense({}, DType::kF32, p.q.shape());
     const Tensor pruned({}, DType::kF32, p.q.shape());
     attend(p.ctx, p.q, p.pages.view(), p.scale(), dense);
     for (const bool chosen : {false, true}) {
-      if (chosen) selector.choose(p.ctx, p.q, p.scale());
-      attend(p.ctx, p.q, selector.kept(), p.scale(), pruned);
+      if (chosen) selector->choose(p.ctx, p.q, p.scale());
+      attend(p.ctx, p.q, selector->kept(), p.scale(), pruned);
       EXPECT_EQ(test::values(pruned), test::values(dense)) << tokens << " tokens, " << chosen;
-      EXPECT_EQ(selector.density(), 1);
+      EXPECT_EQ(selector->density(), 1);
     }
   }
 }
@@ -309,15 +310,15 @@ TEST_P(PromptSelect, EverythingKeptEqualsDenseBitForBit) {
 // What is read is dense attention over the kept tokens alone, in the prompt's order.
 TEST_P(PromptSelect, ReadsTheKeptTokensAndNoOthers) {
   Problem p(dtype(), 40, 131, 2, 32);
-  PromptSelector selector(2, 32, options(0.5));
-  selector.set_prompt(p.ctx, p.pages.view());
+  const auto selector = make_prompt_selector(p.ctx, 2, 32, options(0.5));
+  selector->set_prompt(p.ctx, p.pages.view());
   for (int round = 0; round < 2; ++round) {  // choosing again starts anew
-    selector.choose(p.ctx, p.q, p.scale());
-    EXPECT_NEAR(selector.density(), 66.0 / 131, 1e-9);
+    selector->choose(p.ctx, p.q, p.scale());
+    EXPECT_NEAR(selector->density(), 66.0 / 131, 1e-9);
     const Tensor out({}, DType::kF32, p.q.shape());
-    attend(p.ctx, p.q, selector.kept(), p.scale(), out);
+    attend(p.ctx, p.q, selector->kept(), p.scale(), out);
     for (int64_t head = 0; head < 2; ++head) {
-      const std::vector<int32_t>& members = selector.members()[static_cast<size_t>(head)];
+      const std::vector<int32_t> members = selector->members()[static_cast<size_t>(head)];
       std::vector<int64_t> kept;
       for (int64_t token = 0; token < 131; ++token) {
         const int32_t entry = members[static_cast<size_t>(token)];
@@ -358,12 +359,12 @@ TEST_P(PromptSelect, KeepsWhatTheQueriesMatch) {
           3 * p.q.data<float>()[static_cast<int64_t>(7 * i) * 64 + d];
   }
   const KvPages pages(p.ctx, p.k, p.v);
-  PromptSelector selector(1, 64, options(4.0 / 90));
-  selector.set_prompt(p.ctx, pages.view());
-  selector.choose(p.ctx, p.q, p.scale());
+  const auto selector = make_prompt_selector(p.ctx, 1, 64, options(4.0 / 90));
+  selector->set_prompt(p.ctx, pages.view());
+  selector->choose(p.ctx, p.q, p.scale());
   std::vector<int64_t> kept;
   for (int64_t token = 0; token < 90; ++token) {
-    if (selector.members()[0][static_cast<size_t>(token)] >= 0) kept.push_back(token);
+    if (selector->members()[0][static_cast<size_t>(token)] >= 0) kept.push_back(token);
   }
   EXPECT_EQ(kept, wanted);
 }
@@ -380,8 +381,10 @@ INSTANTIATE_TEST_SUITE_P(
     });
 
 TEST(PromptSelectOptions, AreChecked) {
+  Context ctx;
   for (const double density : {-0.1, 1.1, static_cast<double>(NAN)})
-    EXPECT_THROW(PromptSelector(1, 64, {AnnEngine::kLsh, PromptRule::kMass, density, 0}), Error);
+    EXPECT_THROW(make_prompt_selector(ctx, 1, 64, {AnnEngine::kLsh, PromptRule::kMass, density, 0}),
+                 Error);
 }
 
 TEST(Project, EqualsPlainLoops) {

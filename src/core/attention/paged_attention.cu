@@ -133,16 +133,18 @@ namespace {
 // if all lists were as long as the longest may be.
 int choose_blocks_per_row(const ClusterRoom& room, int num_blocks, int64_t num_rows,
                           int64_t max_pages) {
-  // What it costs to make a plan, to write parts of rows and to put them together in a second
-  // launch: 8 us; that is 5 pages of 128 channels or 10 of 64.
-  constexpr int64_t kSharesCost = 6;
+  // What it costs besides: to make a plan, to write parts of rows and to put them together in a
+  // second launch, 8 us (5 pages of 128 channels or 10 of 64); to begin a row; to begin it in a
+  // cluster and put it together there.
+  constexpr int64_t kShares = 6, kRow = 1, kCluster = 4;
   int best = 0;
-  int64_t least = (num_rows * max_pages + num_blocks - 1) / num_blocks + kSharesCost;
+  int64_t least = (num_rows * (max_pages + kRow) + num_blocks - 1) / num_blocks + kShares;
   for (size_t i = 0; i < room.size(); ++i) {
     if (room[i] == 0) continue;
     const int64_t rounds = (num_rows + room[i] - 1) / room[i];
     const int64_t blocks = int64_t{1} << i;
-    const int64_t cost = rounds * ((max_pages + blocks - 1) / blocks);
+    const int64_t cost =
+        rounds * ((max_pages + blocks - 1) / blocks + (blocks > 1 ? kCluster : kRow));
     if (cost < least) {
       least = cost;
       best = static_cast<int>(blocks);

@@ -37,7 +37,7 @@ void PromptBuckets::assign(Context& ctx, View q, float scale) {
   const auto num_heads = static_cast<int64_t>(heads_.size());
   const int64_t count = q.dim(0);
   expect_shape("prompt bucket queries", q, {count, num_heads, head_dim_});
-  LONGTAKE_CHECK(num_tokens_ > 0);
+  LONGTAKE_CHECK(num_tokens_ > 0 && ctx.device().kind == DeviceKind::kCpu);
   const Workspace::Scope scope(ctx.workspace());
   const View rows =
       ctx.workspace().take(DType::kF32, {num_heads, std::max<int64_t>(1, count), head_dim_});

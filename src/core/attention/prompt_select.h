@@ -12,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "attention/match.h"
+#include "ann/index.h"
 #include "device/context.h"
 #include "kv/page.h"
 #include "tensor/tensor.h"
@@ -30,46 +30,44 @@ struct PromptSelectOptions {
 
 class PromptSelector {
  public:
-  // Throws Error (kUsage) for options out of range.
-  PromptSelector(int64_t num_heads, int64_t head_dim, const PromptSelectOptions& options);
+  virtual ~PromptSelector() = default;
+  PromptSelector(const PromptSelector&) = delete;
+  PromptSelector& operator=(const PromptSelector&) = delete;
 
-  // A new prompt: everything is kept until choose().
-  void set_prompt(Context& ctx, const KvView& prompt);
+  // A new prompt: everything is kept until choose(). On CUDA its pages must stay where they are.
+  virtual void set_prompt(Context& ctx, const KvView& prompt) = 0;
 
   // Chooses for the queries q [L, N, D] of a frame.
-  void choose(Context& ctx, View q, float scale);
+  virtual void choose(Context& ctx, View q, float scale) = 0;
 
   // What is kept, copied together; valid until the next choose() or set_prompt().
-  KvView kept() const { return {dtype_, head_dim_, kept_}; }
+  virtual KvView kept() const = 0;
 
-  // members()[head][token]: the entry of kept() that token is, -1: dropped.
-  const std::vector<std::vector<int32_t>>& members() const { return members_; }
+  // members()[head][token]: the entry of kept() that token is, -1: dropped. On CUDA it waits.
+  virtual std::vector<std::vector<int32_t>> members() const = 0;
 
   // Tokens kept over tokens there, of the last choice.
-  double density() const;
+  virtual double density() const = 0;
 
- private:
-  struct Head {
-    std::vector<float> keys, values;  // [T, D], unpacked
-    std::vector<float> logits, rank;
-    std::vector<int32_t> order;
-    MatchEstimator::Scratch scratch;
-  };
-
-  void rank_tokens(Head& head, const float* queries, int64_t count, float scale);
-  // Copies the `count` best tokens, in the prompt's order.
-  void keep_best(int64_t head, int64_t count);
-
-  int64_t head_dim_;
-  PromptSelectOptions options_;
-  MatchEstimator estimator_;
-  DType dtype_ = DType::kF32;
-  int64_t num_tokens_ = 0, num_kept_ = 0;
-  std::vector<float> log_weights_;  // [T]: plain keys, zeros
-  std::vector<Head> heads_;
-  std::unique_ptr<PageStore> store_;
-  std::vector<PageList> room_, kept_;  // by head: pages for the whole prompt; those in use
-  std::vector<std::vector<int32_t>> members_;
+ protected:
+  PromptSelector() = default;
 };
+
+// For the context's device. Throws Error (kUsage) for options out of range. CUDA has products in
+// place of both engines' estimates (prompt_tokens.h).
+std::unique_ptr<PromptSelector> make_prompt_selector(Context& ctx, int64_t num_heads,
+                                                     int64_t head_dim,
+                                                     const PromptSelectOptions& options);
+
+// Tokens kept of num_tokens.
+int64_t num_tokens_kept(const PromptSelectOptions& options, int64_t num_tokens);
+
+namespace cpu {
+extern decltype(longtake::make_prompt_selector) make_prompt_selector;
+}
+
+namespace cuda {
+extern decltype(longtake::make_prompt_selector) make_prompt_selector;
+}
 
 }  // namespace longtake

@@ -11,12 +11,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
-#include <vector>
 
 #include "ann/index.h"
 #include "attention/attend.h"
-#include "attention/match.h"
 #include "device/context.h"
 #include "kv/page.h"
 #include "tensor/tensor.h"
@@ -35,52 +34,37 @@ struct SelectOptions {
 
 class PageSelector {
  public:
-  // Throws Error (kUsage) for options out of range.
-  PageSelector(int64_t num_heads, int64_t head_dim, const SelectOptions& options);
+  virtual ~PageSelector() = default;
+  PageSelector(const PageSelector&) = delete;
+  PageSelector& operator=(const PageSelector&) = delete;
 
   // Lists for q [L, N, D] over all pages of kv; valid until the next call. The first `first_pages`
-  // and last `last_pages` of every head are always read. Only pages that changed since the last
-  // call are looked at again. buckets [L]: of the queries; the rule `prompt` needs them, as it
-  // needs those of the keys.
-  Selection select(Context& ctx, View q, const KvView& kv, int64_t first_pages, int64_t last_pages,
-                   float scale, std::span<const Bucket> buckets = {});
+  // and last `last_pages` of every head are always read (on CUDA those that kv.device names). Only
+  // pages that changed since the last call are looked at again. buckets [L]: of the queries; the
+  // rule `prompt` needs them, as it needs those of the keys.
+  virtual Selection select(Context& ctx, View q, const KvView& kv, int64_t first_pages,
+                           int64_t last_pages, float scale,
+                           std::span<const Bucket> buckets = {}) = 0;
 
-  // Keys read over keys there, of the last selection.
-  double density() const { return density_; }
+  // Keys read over keys there, of the last selection; on CUDA of the latest one that has been made.
+  virtual double density() const = 0;
 
- private:
-  // What is known of a page as it was when last looked at.
-  struct Summary {
-    const std::byte* keys = nullptr;
-    uint32_t version = 0;
-  };
-
-  struct Head {
-    std::vector<Summary> pages;
-    std::vector<float> means;        // [pages, D]
-    std::vector<float> log_weights;  // log sum exp(bias): how many plain keys a page is worth
-    // Scratch of one selection.
-    MatchEstimator::Scratch scratch;
-    std::vector<float> logits, mass;
-    std::vector<int32_t> in_bucket;  // queries of a tile, by bucket
-    std::vector<int32_t> order;
-    std::vector<std::vector<int32_t>> lists;  // by tile
-    int64_t keys_read = 0, keys_there = 0;
-  };
-
-  void look_at(Head& head, const PageList& list, DType dtype);
-  // What every page counts for queries [begin, end): head.mass.
-  void weigh(Head& head, const PageList& list, int64_t begin, int64_t end,
-             std::span<const Bucket> buckets) const;
-  void choose(Head& head, const PageList& list, int64_t queries, int64_t first_pages,
-              int64_t last_pages, std::span<const Bucket> buckets);
-
-  int64_t head_dim_;
-  SelectOptions options_;
-  MatchEstimator estimator_;
-  std::vector<Head> heads_;
-  std::vector<int32_t> offsets_, pages_;
-  double density_ = 1;
+ protected:
+  PageSelector() = default;
 };
+
+// For the context's device. Throws Error (kUsage) for options out of range, or that the device does
+// not have: CUDA knows shared buckets only, tiles of 128 queries, and products in place of both
+// engines' estimates (page_lists.h).
+std::unique_ptr<PageSelector> make_page_selector(Context& ctx, int64_t num_heads, int64_t head_dim,
+                                                 const SelectOptions& options);
+
+namespace cpu {
+extern decltype(longtake::make_page_selector) make_page_selector;
+}
+
+namespace cuda {
+extern decltype(longtake::make_page_selector) make_page_selector;
+}
 
 }  // namespace longtake

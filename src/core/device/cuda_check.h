@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -50,6 +51,28 @@ class DeviceArray {
  private:
   T* data_ = nullptr;
   size_t count_ = 0;
+};
+
+// Host memory of `count` elements that the device writes by itself; owned and not moved. Contents
+// start undefined.
+template <typename T>
+class PageLockedArray {
+ public:
+  explicit PageLockedArray(size_t count) {
+    void* data = nullptr;
+    check(cudaMallocHost(&data, count * sizeof(T)), "page-locked memory");
+    data_ = static_cast<T*>(data);
+  }
+
+  ~PageLockedArray() { static_cast<void>(cudaFreeHost(const_cast<std::remove_cv_t<T>*>(data_))); }
+
+  PageLockedArray(const PageLockedArray&) = delete;
+  PageLockedArray& operator=(const PageLockedArray&) = delete;
+
+  T* data() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
 };
 
 template <typename T>

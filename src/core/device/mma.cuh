@@ -74,6 +74,24 @@ __device__ void load_left(uint32_t (&a)[D / 16][4], const __nv_bfloat16* matrix,
   }
 }
 
+// The same of f32, rounded.
+template <int D>
+__device__ void load_left(uint32_t (&a)[D / 16][4], const float* matrix, int64_t stride, int first,
+                          int num_rows) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int part = 0; part < 4; ++part) {
+    const int row = first + lane / 4 + 8 * (part & 1);
+    const auto* pairs = reinterpret_cast<const float2*>(matrix + row * stride);
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      const float2 pair = row < num_rows ? pairs[8 * k + 4 * (part >> 1) + (lane & 3)] : float2{};
+      const __nv_bfloat162 rounded = __floats2bfloat162_rn(pair.x, pair.y);
+      a[k][part] = *reinterpret_cast<const uint32_t*>(&rounded);
+    }
+  }
+}
+
 // logits [16 x 64] = A K^T, K 64 rows in shared memory at offset_in_64_rows.
 template <int D>
 __device__ void multiply_rows(float (&logits)[32], const uint32_t (&a)[D / 16][4],

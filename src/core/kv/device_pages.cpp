@@ -21,6 +21,7 @@ std::shared_ptr<const DevicePages> pack_tokens(Context& ctx, View k, View v, Buf
   expect_head_dim(dim, pages->format);
   pages->head_dim = dim;
   pages->max_pages_per_head = per_head;
+  pages->num_tokens = k.dim(0);
   // Page numbers, which are in order, and where each head's begin stand behind the pages.
   const size_t store_bytes =
       static_cast<size_t>(heads * per_head) * paged_bytes(dim, pages->format);

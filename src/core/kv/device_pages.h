@@ -106,6 +106,7 @@ struct DevicePages {
   const void* store = nullptr;
   HeadPages heads;
   int max_pages_per_head = 0;
+  int64_t num_tokens = 0;                    // of every head, where the host knows: of a prompt
   const PageSummaries* summaries = nullptr;  // null: none are kept
   int first_pages = 0, last_pages = 0;       // at both ends of a head's pages: always read
   uint64_t version = 0;

@@ -51,12 +51,12 @@ void Rollout::set_selection(Context& ctx, const Method& method) {
     layer.memory.selector.reset();
     if (method.sparse_self)
       layer.memory.selector =
-          std::make_unique<PageSelector>(sizes.num_heads, sizes.head_dim, method.select);
+          make_page_selector(ctx, sizes.num_heads, sizes.head_dim, method.select);
     KvPages prompt = std::move(layer.prompt.pages);
     layer.prompt = {};
     if (method.sparse_prompt)
       layer.prompt.selector =
-          std::make_unique<PromptSelector>(sizes.num_heads, sizes.head_dim, method.prompt_select);
+          make_prompt_selector(ctx, sizes.num_heads, sizes.head_dim, method.prompt_select);
     if (by_prompt)
       layer.prompt.buckets = std::make_unique<PromptBuckets>(sizes.num_heads, sizes.head_dim,
                                                              method.select.ann, method.select.seed);
