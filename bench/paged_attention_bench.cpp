@@ -3,7 +3,8 @@
 //
 //   paged_attention_bench [--json FILE] [--quick] [--only PART OF A NAME]
 //
-// Prints one line a case: milliseconds (median), TFLOP/s on executed pairs of queries and keys,
+// Prints one line a case: milliseconds (median) of a call, and of a call among 32 in one recorded
+// graph, which is how the engine runs; of that TFLOP/s on executed pairs of queries and keys, and
 // percent of what a large matrix product of cuBLAS reaches in the same process.
 #include <cublas_v2.h>
 
@@ -17,6 +18,7 @@
 
 #include "attention/page_lists.h"
 #include "attention/paged_attention.h"
+#include "attention/prompt_tokens.h"
 #include "base/dtype.h"
 
 namespace {
@@ -53,6 +55,24 @@ double median_ms(int runs, const Body& body) {
   check(cudaEventDestroy(end), "event");
   std::nth_element(times.begin(), times.begin() + static_cast<long>(times.size() / 2), times.end());
   return times[times.size() / 2];
+}
+
+// Of one call among `calls` in a graph; body(stream).
+template <typename Body>
+double median_ms_in_graph(int runs, int calls, const Body& body) {
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  for (int i = 0; i < calls; ++i) body(stream);
+  check(cudaStreamEndCapture(stream, &graph), "capture");
+  check(cudaGraphInstantiate(&executable, graph, 0), "graph");
+  check(cudaStreamDestroy(stream), "stream");
+  const double ms = median_ms(runs, [&] { check(cudaGraphLaunch(executable, nullptr), "graph"); });
+  check(cudaGraphExecDestroy(executable), "graph");
+  check(cudaGraphDestroy(graph), "graph");
+  return ms / calls;
 }
 
 double matrix_product_tflops() {
@@ -134,7 +154,7 @@ double sampled_error(const Case& c, const std::vector<bf16>& q, const std::vecto
 }
 
 struct Result {
-  double ms, tflops, error;
+  double ms, graph_ms, tflops, error;
 };
 
 Result time_case(const Case& c, AttentionKernel kernel, int runs) {
@@ -187,18 +207,20 @@ Result time_case(const Case& c, AttentionKernel kernel, int runs) {
                            dlisted.data()};
   PagedAttention attention(c.head_dim, kernel, c.format);
   const auto scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
-  const auto run = [&] {
-    attention.run(dq.data(), c.queries, c.heads, store.data(), lists, scale, out.data(), nullptr);
+  const auto run = [&](cudaStream_t stream) {
+    attention.run(dq.data(), c.queries, c.heads, store.data(), lists, scale, out.data(), stream);
   };
-  run();
+  run(nullptr);
   check(cudaDeviceSynchronize(), "attention");
   const double error = sampled_error(c, q, k, v, bias, rows, on_host(out));
   const double most = c.format == PageFormat::kFp8 ? 8e-2 : 1e-2;
   if (!(error < most)) {
     throw Error(str(c.name, ": expected a relative L2 error below ", most, ", found ", error));
   }
-  const double ms = median_ms(runs, run);
-  return {ms, 4.0 * static_cast<double>(executed) * c.head_dim / ms * 1e-9, error};
+  const double ms = median_ms(runs, [&] { run(nullptr); });
+  const double graph_ms = median_ms_in_graph(runs, ms > .5 ? 4 : 32, run);
+  const double flop = 4.0 * static_cast<double>(executed) * c.head_dim;
+  return {ms, graph_ms, flop / graph_ms * 1e-9, error};
 }
 
 // Milliseconds to choose the pages of every tile at a density, without the attention that follows;
@@ -222,18 +244,57 @@ void time_lists(const Case& c, int runs, std::ofstream& file) {
   PageLister lister(c.heads * tiles, pages, c.head_dim);
   const auto scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
   const int chunk_pages = c.heads * tiles;
-  const double summary_ms =
-      median_ms(runs, [&] { summaries.update(store.data(), dplace.data(), chunk_pages, nullptr); });
+  const auto summarise = [&](cudaStream_t stream) {
+    summaries.update(store.data(), dplace.data(), chunk_pages, stream);
+  };
+  const double summary_ms = median_ms_in_graph(runs, 32, summarise);
   summaries.update(store.data(), dplace.data(), static_cast<int>(place.size()), nullptr);
-  const double ms = median_ms(runs, [&] {
-    lister.list(q.data(), c.queries, {c.heads, dbegin.data(), dplace.data()}, summaries, scale,
-                {c.density, 1, tiles}, nullptr);
-  });
-  std::printf("%-26s %-9s %9.4f   summaries of one chunk %.4f ms\n", c.name, "lists", ms,
-              summary_ms);
+  const auto list = [&](cudaStream_t stream) {
+    lister.list(q.data(), false, c.queries, {c.heads, dbegin.data(), dplace.data()}, summaries,
+                scale, {c.density, 1, tiles}, stream);
+  };
+  const double ms = median_ms(runs, [&] { list(nullptr); });
+  const double graph_ms = median_ms_in_graph(runs, 32, list);
+  std::printf("%-26s %-9s %9.4f %9.4f   summaries of one chunk %.4f ms\n", c.name, "lists", ms,
+              graph_ms, summary_ms);
   if (file.is_open()) {
     file << ",\n{\"case\": \"" << c.name << "\", \"kernel\": \"page lists\", \"ms\": " << ms
-         << ", \"summary_ms\": " << summary_ms << "}";
+         << ", \"graph_ms\": " << graph_ms << ", \"summary_ms\": " << summary_ms << "}";
+  }
+}
+
+// Milliseconds to choose a third of a prompt's tokens and to pack them together.
+void time_prompt_tokens(const Case& c, int runs, std::ofstream& file) {
+  const auto elements = [&](int rows) {
+    return static_cast<size_t>(rows) * static_cast<size_t>(c.heads * c.head_dim);
+  };
+  const int pages = (c.keys + kPageKeys - 1) / kPageKeys;
+  std::vector<int32_t> place(static_cast<size_t>(c.heads * pages)), begin;
+  for (size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int32_t>(i);
+  for (int h = 0; h <= c.heads; ++h) begin.push_back(h * pages);
+  const auto q = on_device(random_bf16(elements(c.queries), 3)),
+             k = on_device(random_bf16(elements(c.keys), 4));
+  const auto dplace = on_device(place), dbegin = on_device(begin);
+  const DeviceArray<unsigned char> store(place.size() * paged_bytes(c.head_dim));
+  pack_pages(k.data(), k.data(), nullptr, c.keys, c.heads, c.head_dim, PageFormat::kBf16,
+             dplace.data(), store.data(), nullptr);
+  DevicePages prompt;
+  prompt.head_dim = c.head_dim;
+  prompt.store = store.data();
+  prompt.heads = {c.heads, dbegin.data(), dplace.data()};
+  prompt.max_pages_per_head = pages;
+  prompt.num_tokens = c.keys;
+  PromptTokens tokens(prompt, (c.keys + 2) / 3, nullptr);
+  const auto scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
+  const auto choose = [&](cudaStream_t stream) {
+    tokens.choose(q.data(), c.queries, true, scale, stream);
+  };
+  const double ms = median_ms(runs, [&] { choose(nullptr); });
+  const double graph_ms = median_ms_in_graph(runs, 32, choose);
+  std::printf("%-26s %-9s %9.4f %9.4f\n", c.name, "tokens", ms, graph_ms);
+  if (file.is_open()) {
+    file << ",\n{\"case\": \"" << c.name << "\", \"kernel\": \"prompt tokens\", \"ms\": " << ms
+         << ", \"graph_ms\": " << graph_ms << "}";
   }
 }
 
@@ -271,10 +332,15 @@ int main(int argc, char** argv) {
         {"prompt", kChunk, 512, 12, 128, false, 1},
         {"world, 100k keys", 128, 100000, 6, 64, true, 1},
         {"world, 256 frames", 128, 256 * 128, 6, 64, true, 1},
+        {"world, 4000 keys", 128, 4000, 6, 64, true, 1},
+        {"world, 1000 keys", 128, 1000, 6, 64, true, 1},
+        {"world, 4000 keys, 0.50", 128, 4000, 6, 64, true, .5},
+        {"world, prompt", 128, 120, 6, 64, false, 1},
     };
     const double ceiling = matrix_product_tflops();
     std::printf("cuBLAS bf16 8192^3: %.0f TFLOP/s\n", ceiling);
-    std::printf("%-26s %-9s %9s %9s %7s %10s\n", "case", "kernel", "ms", "TFLOP/s", "%", "error");
+    std::printf("%-26s %-9s %9s %9s %9s %7s %10s\n", "case", "kernel", "ms", "in graph", "TFLOP/s",
+                "%", "error");
     std::ofstream file;
     if (json) {
       file.open(json);
@@ -288,21 +354,22 @@ int main(int argc, char** argv) {
         if (!best && (quick || c.density < .25 || c.format == PageFormat::kFp8)) continue;
         const Result r = time_case(c, kernel, quick ? 5 : 20);
         const char* kernel_name = best ? "best" : "portable";
-        std::printf("%-26s %-9s %9.4f %9.1f %7.1f %10.2e\n", c.name, kernel_name, r.ms, r.tflops,
-                    100 * r.tflops / ceiling, r.error);
+        std::printf("%-26s %-9s %9.4f %9.4f %9.1f %7.1f %10.2e\n", c.name, kernel_name, r.ms,
+                    r.graph_ms, r.tflops, 100 * r.tflops / ceiling, r.error);
         std::fflush(stdout);
         file << separator << "{\"case\": \"" << c.name << "\", \"kernel\": \"" << kernel_name
              << "\", \"queries\": " << c.queries << ", \"keys\": " << c.keys
              << ", \"heads\": " << c.heads << ", \"head_dim\": " << c.head_dim
              << ", \"biased\": " << (c.biased ? "true" : "false") << ", \"density\": " << c.density
-             << ", \"ms\": " << r.ms << ", \"tflops\": " << r.tflops
-             << ", \"relative_l2\": " << r.error << "}";
+             << ", \"ms\": " << r.ms << ", \"graph_ms\": " << r.graph_ms
+             << ", \"tflops\": " << r.tflops << ", \"relative_l2\": " << r.error << "}";
         separator = ",\n";
       }
     }
     for (const Case& c : cases) {
-      if (c.density == 1 || c.format != PageFormat::kBf16 || !std::strstr(c.name, only)) continue;
-      time_lists(c, quick ? 5 : 20, file);
+      if (c.format != PageFormat::kBf16 || !std::strstr(c.name, only)) continue;
+      if (c.density < 1) time_lists(c, quick ? 5 : 20, file);
+      if (std::strstr(c.name, "prompt")) time_prompt_tokens(c, quick ? 5 : 20, file);
     }
     file << "\n]}\n";
   } catch (const std::exception& error) {
