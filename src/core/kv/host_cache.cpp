@@ -10,31 +10,11 @@
 #include "base/error.h"
 #include "device/dispatch.h"
 #include "device/parallel.h"
+#include "kv/state_stream.h"
 #include "ops/expect.h"
 
 namespace longtake {
 namespace {
-
-constexpr uint64_t kStateMagic = 0x32564b656b61746cULL;  // "ltakeKV2"
-
-void write_int(std::ostream& out, int64_t value) {
-  out.write(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-int64_t read_int(std::istream& in) {
-  int64_t value = 0;
-  in.read(reinterpret_cast<char*>(&value), sizeof value);
-  if (!in) throw Error(ErrorKind::kInput, "cache state: expected more bytes, found its end");
-  return value;
-}
-
-// Reads a value that must be `expected`.
-void read_same(std::istream& in, const char* what, int64_t expected) {
-  const int64_t found = read_int(in);
-  if (found != expected)
-    throw Error(ErrorKind::kInput,
-                str("cache state: expected ", what, " ", expected, ", found ", found));
-}
 
 int64_t pages_for(int64_t tokens) {
   return (tokens + kPageTokens - 1) / kPageTokens;
@@ -48,13 +28,6 @@ bool all_finite(const T* x, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     seen |= (std::bit_cast<uint32_t>(static_cast<float>(x[i])) & 0x7f800000U) + 0x00800000U;
   return seen >> 31 == 0;
-}
-
-// The policy's name as a number, for the header of a saved state.
-int64_t policy_id(const std::string& memory) {
-  int64_t id = 0;
-  for (const char c : memory) id = id * 31 + c;
-  return id;
 }
 
 }  // namespace
@@ -203,25 +176,11 @@ size_t HostCache::bytes_used() const {
 }
 
 void HostCache::save(std::ostream& out) const {
-  write_int(out, static_cast<int64_t>(kStateMagic));
-  write_int(out, policy_id(options_.memory));
-  write_int(out, static_cast<int64_t>(options_.dtype));
-  write_int(out, options_.num_heads);
-  write_int(out, options_.head_dim);
-  write_int(out, options_.tokens_per_frame);
-  const std::vector<int64_t> state = policy_state();
-  write_int(out, static_cast<int64_t>(state.size()));
-  for (const int64_t value : state) write_int(out, value);
-  const auto bytes = static_cast<std::streamsize>(page_bytes(options_.dtype, options_.head_dim));
+  write_state_header(out, options_, policy_state());
   for (int64_t head = 0; head < options_.num_heads; ++head) {
     write_int(out, num_history_pages(head));
-    for (int64_t i = 0; i < num_history_pages(head); ++i) {
-      const KvPage& page = pages_[static_cast<size_t>(head)][static_cast<size_t>(i)];
-      write_int(out, page.num_keys);
-      write_int(out, page.has_bias ? 1 : 0);
-      out.write(reinterpret_cast<const char*>(page.keys),
-                bytes);  // keys, values, bias and buckets adjoin
-    }
+    for (int64_t i = 0; i < num_history_pages(head); ++i)
+      write_state_page(out, pages_[static_cast<size_t>(head)][static_cast<size_t>(i)], options_);
   }
   write_policy(out);
   if (!out) throw Error("cache state: expected to write it, found a failing stream");
@@ -230,33 +189,12 @@ void HostCache::save(std::ostream& out) const {
 void HostCache::load(std::istream& in) {
   reset();
   try {
-    read_same(in, "mark", static_cast<int64_t>(kStateMagic));
-    read_same(in, "memory policy", policy_id(options_.memory));
-    read_same(in, "dtype", static_cast<int64_t>(options_.dtype));
-    read_same(in, "num_heads", options_.num_heads);
-    read_same(in, "head_dim", options_.head_dim);
-    read_same(in, "tokens_per_frame", options_.tokens_per_frame);
-    constexpr int64_t kMostState = 1 << 20;
-    const int64_t count = read_int(in);
-    if (count < 0 || count > kMostState)
-      throw Error(ErrorKind::kInput,
-                  str("cache state: expected at most ", kMostState, " values, found ", count));
-    std::vector<int64_t> state;
-    for (int64_t i = 0; i < count; ++i) state.push_back(read_int(in));
-    const auto bytes = static_cast<std::streamsize>(page_bytes(options_.dtype, options_.head_dim));
+    const std::vector<int64_t> state = read_state_header(in, options_);
     for (PageList& list : pages_) {
       // A claimed count is believed one page at a time: a short stream ends the loop.
       for (int64_t left = read_int(in); left > 0; --left) {
         list.push_back(store_.take());
-        KvPage& page = list.back();
-        const int64_t keys = read_int(in);
-        if (keys < 0 || keys > kPageTokens)
-          throw Error(ErrorKind::kInput,
-                      str("cache state: expected at most 64 keys in a page, found ", keys));
-        page.num_keys = static_cast<int32_t>(keys);
-        page.has_bias = read_int(in) != 0 || keys < kPageTokens;
-        in.read(reinterpret_cast<char*>(page.keys), bytes);
-        if (!in) throw Error(ErrorKind::kInput, "cache state: expected a page, found its end");
+        read_state_page(in, list.back(), options_);
       }
     }
     if (!set_policy_state(state) || !read_policy(in))
