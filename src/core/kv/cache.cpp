@@ -41,4 +41,30 @@ std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options) {
   }
 }
 
+void check_tempcache(const CacheOptions& options) {
+  const TempCacheOptions& merge = options.tempcache;
+  if (options.sink_frames < 0 || merge.exact_frames < 0)
+    throw Error(ErrorKind::kUsage,
+                str("tempcache: expected 0 or more exact and sink frames, found ",
+                    merge.exact_frames, " and ", options.sink_frames));
+  const bool paper = merge.rule == MergeRule::kPaper;
+  if (!(merge.merge_threshold >= 0) || (paper && merge.merge_threshold > 1))
+    throw Error(ErrorKind::kUsage,
+                str("merge threshold: expected ", paper ? "a cosine in 0..1" : "0 nats or more",
+                    ", found ", merge.merge_threshold));
+  if (!(merge.max_error >= 0) || (paper && merge.max_error > 0))
+    throw Error(ErrorKind::kUsage,
+                str("max error: expected ", paper ? "none with a cosine" : "0 nats or more",
+                    ", found ", merge.max_error));
+  if (merge.time_pairs < 0 || 2 * merge.time_pairs > options.head_dim)
+    throw Error(ErrorKind::kUsage, str("time_pairs: expected 0..", options.head_dim / 2, ", found ",
+                                       merge.time_pairs));
+  const int64_t least = (options.sink_frames + merge.exact_frames + 1) * options.tokens_per_frame;
+  if (merge.budget_tokens != 0 && merge.budget_tokens < least)
+    throw Error(
+        ErrorKind::kUsage,
+        str("memory budget: expected at least ", least,
+            " keys per head (sink and exact frames and one more), found ", merge.budget_tokens));
+}
+
 }  // namespace longtake

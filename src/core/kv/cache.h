@@ -177,4 +177,7 @@ class KvCache {
 // sizes.
 std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options);
 
+// Throws Error(kUsage) for sizes and options.tempcache that make no sense together.
+void check_tempcache(const CacheOptions& options);
+
 }  // namespace longtake

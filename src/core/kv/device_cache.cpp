@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "base/error.h"
 #include "kv/device_cache_base.h"
@@ -73,13 +74,7 @@ void DeviceCache::allocate(const Room& room) {
     summaries_ = std::make_unique<PageSummaries>(static_cast<int64_t>(pages),
                                                  static_cast<int>(options_.head_dim),
                                                  format_of(options_.dtype));
-    std::vector<int32_t> all(pages);
-    for (size_t i = 0; i < pages; ++i) all[i] = static_cast<int32_t>(i);
-    if (num_growths_ > 0) {
-      const DeviceArray<int32_t> list = on_device(all);
-      summarise(list.data(), static_cast<int>(pages));
-      check(cudaStreamSynchronize(stream()), "cache");
-    }
+    if (num_growths_ > 0) summarise_all();
   }
   ++shown_.version;
   shown_work_ = -1;
@@ -132,6 +127,15 @@ void DeviceCache::append(FillPlace place, View k, View v) {
 
 void DeviceCache::summarise(const int32_t* pages, int count) {
   if (summaries_) summaries_->update(store_.data(), pages, count, stream());
+}
+
+void DeviceCache::summarise_all() {
+  if (!summaries_) return;
+  std::vector<int32_t> all(store_.size() / layout().page_bytes());
+  std::iota(all.begin(), all.end(), 0);
+  const DeviceArray<int32_t> list = on_device(all);
+  summarise(list.data(), static_cast<int>(all.size()));
+  check(cudaStreamSynchronize(stream()), "cache");
 }
 
 Table DeviceCache::table_of(int work_pages, const DeviceArray<int32_t>& begin,
@@ -263,17 +267,21 @@ std::vector<int32_t> DeviceCache::members(int64_t /*head*/, int64_t /*num_commit
               "members of a cache: expected --device cpu, found a CUDA device, which keeps none");
 }
 
-void DeviceCache::save(std::ostream&) const {
-  throw Error(ErrorKind::kUsage, "saving a session: expected --device cpu, found a CUDA device");
+Counters DeviceCache::read_counters() const {
+  check(cudaStreamSynchronize(stream()), "cache");
+  Counters out;
+  check(cudaMemcpy(&out, counters_.data(), sizeof out, cudaMemcpyDeviceToHost), "cache");
+  return out;
 }
 
-void DeviceCache::load(std::istream&) {
-  throw Error(ErrorKind::kUsage, "resuming a session: expected --device cpu, found a CUDA device");
+void DeviceCache::write_counters(const Counters& counters) {
+  check(cudaMemcpy(counters_.data(), &counters, sizeof counters, cudaMemcpyHostToDevice), "cache");
 }
 
 std::unique_ptr<KvCache> make_device_cache(Context& ctx, const CacheOptions& options) {
   if (options.memory == "full") return make_device_full_cache(ctx, options);
   if (options.memory == "window") return make_device_window_cache(ctx, options);
+  if (options.memory == "tempcache") return make_device_temp_cache(ctx, options);
   throw Error(ErrorKind::kUsage,
               str("--memory ", options.memory, ": expected --device cpu, found a CUDA device"));
 }

@@ -23,6 +23,13 @@ struct Room {
   int work = 0, history = 0, pool = 0;
 };
 
+// Keys of a head that start a page of their own, in the order of a saved state.
+struct KeyRun {
+  int64_t keys = 0;
+  std::vector<int32_t> pages;  // of the store
+  std::vector<float> values;   // [keys, D] before they were weighted; empty: those of the pages
+};
+
 class DeviceCache : public KvCache {
  public:
   bool prepare_chunk(Context& ctx) override { return prepare_frames(ctx, options_.chunk_frames); }
@@ -57,6 +64,19 @@ class DeviceCache : public KvCache {
   // Adds what the policy shows behind frames_: groups, or tokens in its place.
   virtual void describe(Table& table) const = 0;
 
+  // What a saved state says (device_cache_state.cpp). read_policy takes over the policy's own
+  // numbers, what follows the pages and, of every head, how many keys these hold; false: it makes
+  // no sense. Then runs() says where they go.
+  virtual std::vector<int64_t> policy_state() const = 0;
+  virtual std::vector<KeyRun> runs(int head) const = 0;
+  virtual bool read_policy(std::istream& in, const std::vector<int64_t>& state,
+                           const std::vector<int64_t>& keys) = 0;
+
+  virtual void write_policy(std::ostream&) const {}
+
+  // Frames of the sink, or of the `ring_frames` behind it that `held` frames leave.
+  std::vector<KeyRun> frame_runs(int head, int64_t held, int64_t ring_frames, bool sink) const;
+
   // Moves into a store of that size, in which all that was kept stays. Not while recording.
   void allocate(const Room& room);
 
@@ -70,6 +90,10 @@ class DeviceCache : public KvCache {
 
   // The page's summaries are made anew; numbers below 0 are none.
   void summarise(const int32_t* pages, int count);
+  void summarise_all();
+
+  Counters read_counters() const;
+  void write_counters(const Counters& counters);
 
   PageLayout layout() const;
 

@@ -43,6 +43,25 @@ class DeviceFullCache final : public DeviceCache {
  protected:
   void describe(Table& table) const override { table.is_ring = false; }
 
+  std::vector<int64_t> policy_state() const override { return {}; }
+
+  std::vector<KeyRun> runs(int head) const override {
+    KeyRun run{read_counters().held, {}, {}};
+    for (int page = 0; page < pages_for(run.keys); ++page)
+      run.pages.push_back(layout().history(head, page));
+    return {run};
+  }
+
+  bool read_policy(std::istream&, const std::vector<int64_t>& state,
+                   const std::vector<int64_t>& keys) override {
+    const auto same = [&](int64_t count) { return count == keys.front(); };
+    if (!state.empty() || !std::all_of(keys.begin(), keys.end(), same)) return false;
+    prepared_ = keys.front();
+    if (pages_for(prepared_) > room_.history) allocate({room_.work, pages_for(prepared_), 0});
+    write_counters({.held = prepared_});
+    return true;
+  }
+
  private:
   int64_t prepared_ = 0;  // tokens that there is room for by what was asked
   int64_t enqueued_ = 0;  // tokens of commits that no replay made

@@ -1,5 +1,8 @@
 // Policy `window` on CUDA: the first frames stay for ever, of the others the most recent; each has
 // pages of its own, a ring of them, so that a steady step moves and allocates nothing.
+#include <algorithm>
+#include <utility>
+
 #include "base/error.h"
 #include "kv/device_cache_base.h"
 
@@ -39,6 +42,26 @@ class DeviceWindowCache final : public DeviceCache {
 
  protected:
   void describe(Table& table) const override { table.ring_frames = options_.window_frames; }
+
+  std::vector<int64_t> policy_state() const override { return {read_counters().first_frame}; }
+
+  std::vector<KeyRun> runs(int head) const override {
+    const int64_t held = read_counters().held;
+    std::vector<KeyRun> all = frame_runs(head, held, frames_.ring, true);
+    for (KeyRun& run : frame_runs(head, held, frames_.ring, false)) all.push_back(std::move(run));
+    return all;
+  }
+
+  bool read_policy(std::istream&, const std::vector<int64_t>& state,
+                   const std::vector<int64_t>& keys) override {
+    const int64_t held = keys.front() / frames_.tokens;
+    const auto same = [&](int64_t count) { return count == held * frames_.tokens; };
+    if (state.size() != 1 || !std::all_of(keys.begin(), keys.end(), same) ||
+        held > frames_.sink + frames_.ring)
+      return false;
+    write_counters({.held = held, .first_frame = state[0]});
+    return true;
+  }
 };
 
 }  // namespace

@@ -71,7 +71,7 @@ class TempCache final : public HostCache {
         merge_(resolve_rule(options.tempcache)),
         ages_(options.head_dim, merge_.time_pairs, merge_.time_theta),
         pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens) {
-    check_options();
+    check_tempcache(options);
     for (int64_t head = 0; head < options.num_heads; ++head)
       heads_.emplace_back(options.head_dim, merge_);
     leaving_.resize(heads_.size());
@@ -272,32 +272,6 @@ class TempCache final : public HostCache {
   }
 
   static int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
-
-  void check_options() const {
-    if (options_.sink_frames < 0 || merge_.exact_frames < 0)
-      throw Error(ErrorKind::kUsage,
-                  str("tempcache: expected 0 or more exact and sink frames, found ",
-                      merge_.exact_frames, " and ", options_.sink_frames));
-    const bool paper = merge_.rule == MergeRule::kPaper;
-    if (!(merge_.merge_threshold >= 0) || (paper && merge_.merge_threshold > 1))
-      throw Error(ErrorKind::kUsage,
-                  str("merge threshold: expected ", paper ? "a cosine in 0..1" : "0 nats or more",
-                      ", found ", merge_.merge_threshold));
-    if (!(merge_.max_error >= 0) || (paper && merge_.max_error > 0))
-      throw Error(ErrorKind::kUsage,
-                  str("max error: expected ", paper ? "none with a cosine" : "0 nats or more",
-                      ", found ", merge_.max_error));
-    if (merge_.time_pairs < 0 || 2 * merge_.time_pairs > options_.head_dim)
-      throw Error(ErrorKind::kUsage, str("time_pairs: expected 0..", options_.head_dim / 2,
-                                         ", found ", merge_.time_pairs));
-    const int64_t least =
-        (options_.sink_frames + merge_.exact_frames + 1) * options_.tokens_per_frame;
-    if (merge_.budget_tokens != 0 && merge_.budget_tokens < least)
-      throw Error(
-          ErrorKind::kUsage,
-          str("memory budget: expected at least ", least,
-              " keys per head (sink and exact frames and one more), found ", merge_.budget_tokens));
-  }
 
   // Most groups of a head.
   int64_t capacity() const {

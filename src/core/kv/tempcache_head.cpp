@@ -16,12 +16,6 @@ namespace {
 
 constexpr int64_t kCandidates = 8;  // of a key, checked exactly: one alone misses many partners
 
-float most_square_of(const TempCacheOptions& options) {
-  if (options.max_error > 0) return std::numeric_limits<float>::infinity();
-  const double tau = options.merge_threshold;
-  return static_cast<float>(options.rule == MergeRule::kPaper ? 2 - 2 * tau : tau * tau);
-}
-
 }  // namespace
 
 struct HeadGroups::Match {
@@ -38,6 +32,12 @@ struct HeadGroups::Match {
     return rank != other.rank ? rank < other.rank : group < other.group;
   }
 };
+
+float most_square_of(const TempCacheOptions& options) {
+  if (options.max_error > 0) return std::numeric_limits<float>::infinity();
+  const double tau = options.merge_threshold;
+  return static_cast<float>(options.rule == MergeRule::kPaper ? 2 - 2 * tau : tau * tau);
+}
 
 TempCacheOptions resolve_rule(TempCacheOptions options) {
   if (options.rule != MergeRule::kPaper) return options;

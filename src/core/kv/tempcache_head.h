@@ -97,4 +97,7 @@ class HeadGroups {
 // The options with what a rule implies.
 TempCacheOptions resolve_rule(TempCacheOptions options);
 
+// Squared distance below which keys merge.
+float most_square_of(const TempCacheOptions& options);
+
 }  // namespace longtake

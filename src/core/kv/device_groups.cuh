@@ -1,0 +1,122 @@
+// What the kernels of merging share. Private to them.
+#pragma once
+
+#include "kv/device_groups.h"
+#include "kv/device_layout.cuh"
+
+namespace longtake::cuda {
+
+// Of the chunk that is committed.
+__device__ inline int64_t first_frame(const Groups& g) {
+  return *g.clock + g.offset;
+}
+
+// The frame that leaves the exact ones when the chunk's frame `step` comes.
+struct Retiring {
+  bool is_due;
+  int64_t index;  // among those that left so far
+  int64_t frame;
+  int page;  // history page
+};
+
+__device__ inline Retiring retiring(const Groups& g, int step) {
+  const int64_t held = g.counters->held;
+  const int64_t index = held + step - g.frames.sink - g.exact_frames;
+  if (index < 0) return {false, 0, 0, 0};
+  const int64_t at = index + g.frames.sink;  // among all frames
+  const int64_t frame =
+      at >= held ? first_frame(g) + (at - held) : g.ring_frames[index % g.frames.ring];
+  return {true, index, frame, g.frames.page_of(at)};
+}
+
+__device__ inline int64_t row_of(const Groups& g, int head, int group) {
+  return int64_t{g.pages[head * g.most_pages + group / kPageKeys]} * kPageKeys + group % kPageKeys;
+}
+
+// The pair's turn by `frame`; as TimeRotation.
+__device__ inline float2 turn_of(const Groups& g, int pair, int64_t frame) {
+  double sine, cosine;
+  sincos(static_cast<double>(frame) * g.speeds[pair], &sine, &cosine);
+  return {static_cast<float>(cosine), static_cast<float>(sine)};
+}
+
+// Turns the pairs of a chunk of channels from `channel` on; turns: in shared memory, sign -1
+// undoes.
+template <int kCount>
+__device__ inline void turn(float* x, int channel, int pairs, const float2* turns, float sign) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const int pair = channel / 2 + i;
+    if (pair >= pairs) return;
+    const float2 by = turns[pair];
+    const float a = x[2 * i], b = x[2 * i + 1];
+    x[2 * i] = a * by.x - sign * b * by.y;
+    x[2 * i + 1] = b * by.x + sign * a * by.y;
+  }
+}
+
+__device__ inline float warp_sum(float x) {
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0U, x, step);
+  return x;
+}
+
+__device__ inline float warp_max(float x) {
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0U, x, step));
+  return x;
+}
+
+// One warp: the code of a mapped vector [D] in shared memory.
+template <int D>
+__device__ inline void write_code(const Groups& g, const float* vector, int8_t* code, float* scale,
+                                  float* square) {
+  const int lane = threadIdx.x % 32;
+  if (g.ann == AnnEngine::kLsh) {
+    for (int sign = lane; sign < 64; sign += 32) {
+      float dot = 0;
+      if (sign < kSigns) {
+#pragma unroll 16
+        for (int i = 0; i < D; ++i) dot = fmaf(vector[i], g.directions[i * kSigns + sign], dot);
+      }
+      code[sign] = sign >= kSigns ? 0 : dot > 0 ? 1 : -1;
+    }
+    return;
+  }
+  float peak = 0;
+  for (int i = lane; i < D; i += 32) peak = fmaxf(peak, fabsf(vector[i]));
+  peak = warp_max(peak);
+  const float inverse = peak > 0 ? __fdiv_rn(127.0F, peak) : 0.0F;
+  int sum = 0;
+  for (int i = lane; i < D; i += 32) {
+    const int x = __float2int_rn(__fmul_rn(vector[i], inverse));
+    code[i] = static_cast<int8_t>(x);
+    sum += x * x;
+  }
+  sum = __reduce_add_sync(~0U, sum);
+  if (lane == 0) {
+    const float s = __fdiv_rn(peak, 127.0F);
+    *scale = s;
+    *square = __fmul_rn(__fmul_rn(s, s), static_cast<float>(sum));
+  }
+}
+
+// Calls body.template operator()<D>() for the channels of a head.
+template <typename Body>
+void for_head_dim(int head_dim, const Body& body) {
+  if (head_dim == 64)
+    body.template operator()<64>();
+  else
+    body.template operator()<128>();
+}
+
+// Calls body.template operator()<T, D>() for the pages' type, too.
+template <typename Body>
+void for_pages(const PageLayout& layout, const Body& body) {
+  for_head_dim(layout.head_dim, [&]<int D>() {
+    if (layout.format == PageFormat::kF32)
+      body.template operator()<float, D>();
+    else
+      body.template operator()<__nv_bfloat16, D>();
+  });
+}
+
+}  // namespace longtake::cuda

@@ -1,0 +1,149 @@
+// The groups of merged keys of one layer's heads on the GPU, and the launches of one frame's merge.
+// tempcache.h says what the options mean, tempcache.cpp what the policy is; this does the same with
+// all heads in one launch. CUDA builds only.
+//
+// What is known of a group lies in rows: row = page * 128 + slot, `page` of a pool that heads share
+// and from which each takes what it needs; so does the page that attention sees. Of a frame that
+// leaves the exact ones:
+//
+//   refresh   (seldom) the metric becomes that of all queries so far; groups are mapped anew
+//   map       keys lose their temporal rotation, are mapped and get codes
+//   search    codes of keys against codes of groups, as products of 8-bit matrices: candidates
+//   measure   candidates, exactly
+//   join      pairs from the nearest on; keys join their groups
+//   settle    groups over the budget go, keys without a partner start groups
+//
+// and once a commit
+//
+//   show      biases; pages of groups that changed are written from their masters in f32
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kv/device_layout.h"
+#include "kv/tempcache.h"
+
+namespace longtake::cuda {
+
+inline constexpr int kCandidates = 8;      // of a key
+inline constexpr int kMostSplits = 8;      // blocks that share the groups of one search
+inline constexpr int kSigns = 48;          // of a code by hashing
+inline constexpr int kSeen = 8;            // sightings of a group
+inline constexpr int kMostAges = 1 << 13;  // that biases tell apart
+inline constexpr int kMostPairs = 64;
+
+// Frames in a row at which members were seen; as Sighting of tempcache_groups.h.
+struct Seen {
+  int32_t first, last, count;
+};
+
+// All pointers on the device; H heads, D channels, T tokens of a frame, F frames of a chunk.
+struct Groups {
+  PageLayout layout;
+  FrameRing frames;  // the ring holds the exact frames and a chunk
+  int pool = 0;      // the store's page that is the pool's page 0
+  int exact_frames = 0;
+  int chunk_frames = 0;  // that are committed now
+  int later_frames = 0;  // at most in the next commit
+  int64_t offset = 0;    // of their first frame from *clock
+  bool takes_reads = true;
+  Counters* counters = nullptr;
+  const int64_t* clock = nullptr;
+  int64_t* ring_frames = nullptr;  // [ring]: their numbers
+
+  // Options.
+  MergeRule rule = MergeRule::kNats;
+  GroupKey key = GroupKey::kMean;
+  GroupBias bias = GroupBias::kAges;
+  AnnEngine ann = AnnEngine::kLsh;
+  float most_square = 0;
+  float most_error = 0;               // max_error sqrt(D); 0: not asked for
+  int capacity = 0;                   // groups of a head; 0: no budget
+  bool shares = false;                // of all heads together
+  int pairs = 0;                      // of the temporal rotation
+  const double* speeds = nullptr;     // [pairs]
+  const float* phases = nullptr;      // [kMostAges, 2 pairs]: cosines, then sines
+  const float* directions = nullptr;  // [D, kSigns]
+
+  // Groups.
+  int32_t* sizes = nullptr;  // [H]
+  int32_t* owned = nullptr;  // [H]: pages taken
+  int32_t* pages = nullptr;  // [H, most_pages]
+  int most_pages = 0;
+  float *keys = nullptr, *values = nullptr;     // [rows, D], keys without the temporal rotation
+  float* mapped = nullptr;                      // [rows, D]
+  int8_t* codes = nullptr;                      // [rows, code_bytes()]
+  float *scales = nullptr, *squares = nullptr;  // [rows]: of quantised codes
+  int32_t *counts = nullptr, *newest = nullptr;
+  float* radii = nullptr;
+  Seen* seen = nullptr;                  // [rows, kSeen]
+  uint8_t* stale = nullptr;              // [rows]: the page does not show the master yet
+  unsigned long long* claims = nullptr;  // [rows]: ~0 between launches
+  int32_t* free_pages = nullptr;         // a stack of those that nobody owns
+  int32_t* num_free = nullptr;
+  int32_t* pool_used = nullptr;
+  int32_t* shown =
+      nullptr;  // [H, most_pages]: the store's pages that show groups; null: not wanted
+
+  // Metric.
+  double* moments = nullptr;         // [H, D, D]
+  int64_t* num_queries = nullptr;    // [H]
+  float* maps = nullptr;             // [H, D, D]
+  float* centres = nullptr;          // [H, D]
+  int32_t* longest_query = nullptr;  // bits of a float
+
+  // Queries of the passes that read.
+  float* read_sums = nullptr;          // [F, H, D]
+  int32_t* num_read = nullptr;         // [H]
+  int32_t* num_chunks_read = nullptr;  // [H]
+  float* readers = nullptr;            // [H, D]
+
+  // Of the frame in work.
+  float *new_keys = nullptr, *new_mapped = nullptr;  // [H, T, D]
+  int8_t* new_codes = nullptr;
+  float *new_scales = nullptr, *new_squares = nullptr;
+  unsigned long long* found = nullptr;  // [H, T, kMostSplits, kCandidates]
+  int32_t* candidates = nullptr;        // [H, T, kCandidates]
+  float* distances = nullptr;           // [H, T, kCandidates], squared; infinite: none
+  int32_t* joins = nullptr;             // [H, T]: group or -1
+  int32_t* ranks = nullptr;             // [H, T]: among the keys that joined none
+  int32_t* num_new = nullptr;           // [H]
+  // What leaves: of a head all below an order, and so many of those at it.
+  unsigned long long* cuts = nullptr;            // [H]
+  int32_t* cut_ties = nullptr;                   // [H]
+  int32_t *leaving = nullptr, *tails = nullptr;  // [H, most_leaving()]
+
+  __host__ __device__ static int code_bytes_of(AnnEngine ann, int head_dim) {
+    return ann == AnnEngine::kLsh ? 64 : head_dim;
+  }
+
+  __host__ __device__ int most_leaving() const {
+    return frames.tokens * (shares ? layout.num_heads : 1);
+  }
+};
+
+// q [tokens, H, D] in the pages' type, of frames from *clock on.
+void observe_queries(const Groups& groups, const void* q, int64_t tokens, cudaStream_t stream);
+void observe_reads(const Groups& groups, const void* q, int64_t tokens, cudaStream_t stream);
+
+// Before the first merge of a commit, and every frame's merge: the `step`-th frame of the chunk has
+// been written and displaces one.
+void refresh_metric(const Groups& groups, int step, cudaStream_t stream);
+void map_keys(const Groups& groups, int step, cudaStream_t stream);
+void search_groups(const Groups& groups, int step, cudaStream_t stream);
+// Blocks that share the groups of one search.
+int search_splits(const Groups& groups);
+void measure_candidates(const Groups& groups, int step, cudaStream_t stream);
+void join_groups(const Groups& groups, int step, cudaStream_t stream);
+void settle_groups(const Groups& groups, int step, cudaStream_t stream);
+
+// Heads take the pages that the next chunk can fill, and give back others.
+void share_pages(const Groups& groups, cudaStream_t stream);
+void show_groups(const Groups& groups, cudaStream_t stream);
+
+// Groups are as after load(): mapped and coded by the metric that is there.
+void remap_groups(const Groups& groups, cudaStream_t stream);
+
+}  // namespace longtake::cuda
