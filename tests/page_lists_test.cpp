@@ -75,6 +75,8 @@ struct Choice {
     PageSummaries summaries(static_cast<int64_t>(place.size()), dim);
     summaries.update(store.data(), dplace.data(), static_cast<int>(place.size()), nullptr);
     PageLister lister(s.heads * tiles, pages, dim);
+    // What another one needs is no limit for this one.
+    const PageLister other(1, 1, dim);
     const auto dq = on_device(q);
     const auto dbegin = on_device(begin), dnumbers = on_device(numbers);
     const PageLists lists =
@@ -201,6 +203,12 @@ TEST_P(PageListsTest, ListsHoldThePagesOfMostMass) {
       choice.expect_best(options);
     }
   }
+}
+
+TEST_P(PageListsTest, ThousandsOfPages) {
+  const ListOptions options = {0.02, 3, 0};
+  const Choice choice({3, 128 * 7000, 1}, GetParam(), options, false);
+  choice.expect_best(options);
 }
 
 TEST_P(PageListsTest, HeadsMayDifferInLength) {

@@ -8,6 +8,8 @@ namespace longtake::cuda {
 
 namespace {
 
+constexpr int kBytesPerPage = 8;  // of shared memory: rank and keys
+
 struct ListArguments {
   const void* q;
   int num_queries;
@@ -143,17 +145,22 @@ PageLister::PageLister(int max_rows, int max_pages_per_head, int head_dim)
       density_(1) {
   LONGTAKE_CHECK(head_dim == 64 || head_dim == 128, head_dim);
   *density_.data() = 1;
+  // The kernel's limit is that of all listers, so it is the device's, whatever this one needs.
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "GPU");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "GPU");
   for (const bool q_is_f32 : {false, true}) {
     with_kernel(head_dim, q_is_f32, [&](const auto kernel) {
-      if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               max_pages_per_head * 8) == cudaSuccess) {
-        return;
+      cudaFuncAttributes known;
+      check(cudaFuncGetAttributes(&known, kernel), "page lists");
+      const int room = most - static_cast<int>(known.sharedSizeBytes);
+      if (max_pages_per_head > room / kBytesPerPage) {
+        throw Error(str("page lists: expected at most ", room / kBytesPerPage,
+                        " pages a head, which a multiprocessor's shared memory holds, found ",
+                        max_pages_per_head));
       }
-      static_cast<void>(cudaGetLastError());
-      throw Error(
-          str("page lists: expected pages of a head that fit in a multiprocessor's shared memory, "
-              "found ",
-              max_pages_per_head));
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room),
+            "page lists");
     });
   }
 }
@@ -187,8 +194,8 @@ PageLists PageLister::list(const void* q, bool q_is_f32, int64_t num_queries,
   args.arrived = arrived_.data();
   args.told = density_.data();
   with_kernel(head_dim_, q_is_f32, [&](const auto kernel) {
-    kernel<<<static_cast<unsigned>(rows), kChooseThreads, static_cast<size_t>(max_pages_) * 8,
-             stream>>>(args);
+    kernel<<<static_cast<unsigned>(rows), kChooseThreads,
+             static_cast<size_t>(max_pages_) * kBytesPerPage, stream>>>(args);
   });
   check(cudaGetLastError(), "page lists");
   return lists;

@@ -109,7 +109,7 @@ PagedAttention::PagedAttention(int head_dim, AttentionKernel kernel, PageFormat 
   }
   num_blocks_ = std::min(properties.multiProcessorCount, kMaxBlocks);
   if (format == PageFormat::kF32) {
-    prepare_f32(head_dim);
+    prepare_f32();
     return;
   }
   if (kernel_ == AttentionKernel::kHopper) {

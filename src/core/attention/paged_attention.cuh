@@ -32,7 +32,7 @@ struct PagedArguments {
 // more.
 ClusterRoom prepare_hopper(int head_dim, PageFormat format);
 void prepare_portable(int head_dim);
-void prepare_f32(int head_dim);
+void prepare_f32();
 
 // num_blocks: of the whole grid.
 void launch_hopper(int head_dim, PageFormat format, int num_blocks, const PagedArguments& args,

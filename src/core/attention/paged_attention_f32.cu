@@ -132,9 +132,10 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(PagedArguments args, i
 
 }  // namespace
 
-void prepare_f32(int head_dim) {
+void prepare_f32() {
+  constexpr int kMostChannels = 16 * kMaxChunks * 4;
   check(cudaFuncSetAttribute(attend_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             shared_bytes(head_dim)),
+                             shared_bytes(kMostChannels)),
         "attention kernel");
 }
 
