@@ -34,14 +34,16 @@ play() {
   echo "== $part took $((SECONDS - start)) s"
 }
 
-# Half of what a window of 36 + 1 frames holds, for all heads of a layer together.
+# For all heads of a layer together, keys per head: half of what a window of 36 + 1 frames holds, and
+# as much as the cache has grown to by frame 100.
 budget=memory-budget=2304:budget-shares=need
+flat=memory-budget=1536:budget-shares=need
 
 for part in "${parts[@]}"; do
   case $part in
     long)
       play long 4 --mode free --route exact --maps 1 --first-map 700008 --frames 1000 \
-        --full-frames 320 --methods "window:36,all-lsh:$budget,all-quant:$budget"
+        --full-frames 320 --methods "window:36,all-lsh:$flat,all-quant:$flat"
       ;;
     main)
       play main 1024 --route exact --maps 8 --first-map 700000 --frames 256 \
