@@ -265,14 +265,21 @@ TEST(Attend, RefusesWhatItCannotDo) {
   EXPECT_THROW(attend(ctx, q, wide.view(), 1.0F, k), Error);  // bf16 queries, f32 keys
 }
 
+class AttendRelative : public test::OnDevice<DeviceKind> {
+ protected:
+  DeviceKind kind() const override { return GetParam(); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, AttendRelative, testing::ValuesIn(test::device_kinds()),
+                         [](const auto& test) { return test::name_of(test.param); });
+
 // Against double loops over heads, queries and keys.
-TEST(AttendRelative, AddsABiasByHeadAndDistance) {
-  Context ctx({}, 2);
+TEST_P(AttendRelative, AddsABiasByHeadAndDistance) {
   for (const auto& [length, heads, head_dim] :
-       {std::array<int64_t, 3>{1, 1, 16}, {7, 3, 5}, {130, 2, 64}}) {
+       {std::array<int64_t, 3>{1, 1, 16}, {7, 3, 5}, {130, 2, 64}, {67, 1, 384}}) {
     SCOPED_TRACE(length);
     const Shape shape{length, heads, head_dim};
-    const Tensor q = test::random_tensor(kF32, shape, 0);
+    const Tensor q = test::random_tensor(kF32, shape, 0, 0.3F);
     const Tensor k = test::random_tensor(kF32, shape, 1);
     const Tensor v = test::random_tensor(kF32, shape, 2);
     const Tensor bias = test::random_tensor(kF32, {heads, 2 * length - 1}, 3);
@@ -299,8 +306,9 @@ TEST(AttendRelative, AddsABiasByHeadAndDistance) {
       }
     }
     for (const DType dtype : {kF32, kBF16}) {
-      const test::Guarded out(dtype, shape);
-      attend_relative(ctx, q, k, v, bias, out);
+      const test::Guarded out(device(), dtype, shape);
+      attend_relative(ctx(), q.to(device()), k.to(device()), v.to(device()), bias.to(device()),
+                      out);
       test::expect_close(out, expected, 20 * test::epsilon(dtype));
     }
   }

@@ -1,5 +1,6 @@
 #include "attention/relative.h"
 
+#include "device/dispatch.h"
 #include "ops/expect.h"
 
 namespace longtake {
@@ -15,8 +16,8 @@ void attend_relative(Context& ctx, View q, View k, View v, View bias, View out) 
   }
   expect_shape("attend_relative out", out, q.shape());
   expect_float("attend_relative out", out);
-  LONGTAKE_CHECK(ctx.device().kind == DeviceKind::kCpu, "text encoders run on the CPU");
-  if (!q.empty()) cpu::attend_relative(ctx, q, k, v, bias, out);
+  if (q.empty()) return;
+  LONGTAKE_DISPATCH(ctx, attend_relative, q, k, v, bias, out);
 }
 
 }  // namespace longtake

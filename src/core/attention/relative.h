@@ -1,6 +1,6 @@
 // Softmax attention of every token to every token with a bias for each head and distance, and
-// without a scale, as T5's encoders have it (Raffel et al. 2020). For prompts: it runs once each,
-// and on the CPU only.
+// without a scale, as T5's encoders have it (Raffel et al. 2020). For prompts, and for the
+// pixels of the smallest image of a decoder.
 #pragma once
 
 #include "device/context.h"
@@ -13,6 +13,10 @@ namespace longtake {
 void attend_relative(Context& ctx, View q, View k, View v, View bias, View out);
 
 namespace cpu {
+extern decltype(longtake::attend_relative) attend_relative;
+}
+
+namespace cuda {
 extern decltype(longtake::attend_relative) attend_relative;
 }
 
