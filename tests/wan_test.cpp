@@ -219,7 +219,7 @@ TEST_F(Wan, PoliciesPlayAChunkRollout) {
   std::vector<Tensor> last;
   for (const char* memory : {"window", "full", "tempcache"}) {
     WanOptions options = sized(self_forcing_options());
-    options.memory = memory;
+    options.method = parse_method(str("memory=", memory));
     ChunkRollout rollout(ctx_, *transformer_, text_, options);
     last.push_back(frames(3));
     for (int n = 0; n < 7; ++n) rollout.next_chunk(ctx_, noise_of_seed(4), last.back());
@@ -282,14 +282,13 @@ TEST_F(Wan, OptionsAreChecked) {
   EXPECT_NE(error(options, 4).find("length: expected at least 5 chunks, found 4"),
             std::string::npos);
   options.context_frames = 17;
-  EXPECT_NE(error(options, 0).find("context_frames"), std::string::npos);
+  EXPECT_NE(error(options, 0).find("window-frames: expected at least 18"), std::string::npos);
   options.steps = {1001};
   EXPECT_NE(error(options, 0).find("denoising step: expected 0..1000, found 1001"),
             std::string::npos);
   options = sized(longlive_options(true));
-  options.memory = "full";  // keeps no frames apart, so its sink cannot move
-  ChunkRollout rollout(ctx_, *transformer_, text_, options);
-  EXPECT_THROW(rollout.next_chunk(ctx_, noise_of_seed(0), frames(3)), Error);
+  options.method = parse_method("dense");  // keeps no frames apart, so its sink cannot move
+  EXPECT_THROW(ChunkRollout(ctx_, *transformer_, text_, options), Error);
 }
 
 TEST_F(Wan, DecodersGiveFourFramesALatentButOneOfTheFirst) {

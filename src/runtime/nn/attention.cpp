@@ -121,9 +121,10 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
   std::optional<Selection> selection;
   if (sparse && memory.selector != nullptr) {
     const auto start = std::chrono::steady_clock::now();
-    const int64_t frame_pages = (q.dim(0) + kPageTokens - 1) / kPageTokens;
-    selection =
-        memory.selector->select(ctx, q, kv, frame_pages, 2 * frame_pages, layer.scale(), buckets);
+    const int64_t own = (k.dim(0) + kPageTokens - 1) / kPageTokens;
+    const int64_t first = memory.first_pages > 0 ? memory.first_pages : own;
+    const int64_t newest = memory.newest_pages > 0 ? memory.newest_pages : own;
+    selection = memory.selector->select(ctx, q, kv, first, newest + own, layer.scale(), buckets);
     memory.select_ms += ms_since(start);
   }
   attend_and_project(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);

@@ -76,8 +76,11 @@ using AttentionObserver = std::function<void(const AttentionRead&)>;
 struct Memory {
   std::unique_ptr<KvCache> cache;
   std::unique_ptr<PageSelector> selector;  // AnnSA; null: every pass reads everything
-  double commit_ms = 0;                    // spent on what joined the history, so far
-  double select_ms = 0;                    // and on choosing what to read of it
+  // Pages of the first frames and of the newest one, which a selector always reads; 0: as many as
+  // the pass itself has.
+  int64_t first_pages = 0, newest_pages = 0;
+  double commit_ms = 0;  // spent on what joined the history, so far
+  double select_ms = 0;  // and on choosing what to read of it
 };
 
 // out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values

@@ -313,28 +313,34 @@ void apply_preset(const std::string& name, Method& method) {
   usage(str("method: expected ", method_names(), ", found \"", printable(name), '"'));
 }
 
-double bytes_per_page(const world::TransformerConfig& sizes, DType dtype) {
+double bytes_per_page(const ModelSizes& sizes, DType dtype) {
   return static_cast<double>(sizes.num_heads * sizes.num_layers) *
          static_cast<double>(page_bytes(dtype, sizes.head_dim));
 }
 
 // Frames that a budget grants a window.
-int64_t window_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
-                         DType dtype) {
+int64_t window_of_budget(const MemoryBudget& budget, const ModelSizes& sizes, DType dtype) {
   const double per_frame = budget.is_bytes ? cache_bytes_per_frame(sizes, dtype)
-                                           : static_cast<double>(sizes.frame_tokens());
+                                           : static_cast<double>(sizes.frame_tokens);
   return static_cast<int64_t>(std::min(std::floor(budget.amount / per_frame), 1e7));
 }
 
 // Keys per head that a budget grants: bytes count whole pages.
-int64_t keys_of_budget(const MemoryBudget& budget, const world::TransformerConfig& sizes,
-                       DType dtype) {
+int64_t keys_of_budget(const MemoryBudget& budget, const ModelSizes& sizes, DType dtype) {
   if (!budget.is_bytes) return static_cast<int64_t>(std::min(budget.amount, 1e12));
   return static_cast<int64_t>(std::floor(budget.amount / bytes_per_page(sizes, dtype))) *
          kPageTokens;
 }
 
 }  // namespace
+
+ModelSizes::ModelSizes(const world::TransformerConfig& config)
+    : num_layers(config.num_layers),
+      num_heads(config.num_heads),
+      head_dim(config.head_dim),
+      frame_tokens(config.frame_tokens()),
+      rope_time_pairs(config.rope_time_pairs),
+      rope_time_theta(config.rope_time_theta) {}
 
 void Method::set(const std::string& key, const std::string& value) {
   const Row& found = row(key);
@@ -375,10 +381,13 @@ std::string method_names() {
   return names;
 }
 
-Method make_method(const std::string& preset, const MethodSettings& settings) {
-  Method method;
-  apply_preset(preset.empty() ? "dense" : preset, method);
-  for (const auto& [key, value] : settings) row(key);
+Method make_method(const std::string& preset, const MethodSettings& settings, const Method& base) {
+  Method method = base;
+  if (!preset.empty()) apply_preset(preset, method);
+  for (const auto& [key, value] : settings) {
+    row(key);
+    if (key == "memory-budget" && value != "0") method.window_frames = 0;
+  }
   for (const Row& known : rows()) {  // in the table's order, whatever order was typed
     for (const auto& [key, value] : settings) {
       if (key == known.option.key) method.set(key, value);
@@ -420,14 +429,14 @@ Method parse_method(const std::string& text) {
   return make_method(preset, settings);
 }
 
-CacheOptions cache_options(const Method& method, const world::TransformerConfig& sizes, DType dtype,
+CacheOptions cache_options(const Method& method, const ModelSizes& sizes, DType dtype,
                            int64_t expected_frames) {
   CacheOptions out = method.memory;
   out.dtype = dtype;
   out.num_heads = sizes.num_heads;
   out.head_dim = sizes.head_dim;
-  out.tokens_per_frame = sizes.frame_tokens();
-  out.reserve_tokens = expected_frames * sizes.frame_tokens();
+  out.tokens_per_frame = sizes.frame_tokens;
+  out.reserve_tokens = expected_frames * sizes.frame_tokens;
   out.tempcache.time_pairs = sizes.rope_time_pairs;
   out.tempcache.time_theta = sizes.rope_time_theta;
   const bool limited = method.budget.amount > 0;
@@ -443,7 +452,7 @@ CacheOptions cache_options(const Method& method, const world::TransformerConfig&
   // Without a budget, as much as a window has.
   out.budget_tokens =
       limited ? keys_of_budget(method.budget, sizes, dtype)
-              : (CacheOptions{}.sink_frames + CacheOptions{}.window_frames) * sizes.frame_tokens();
+              : (CacheOptions{}.sink_frames + CacheOptions{}.window_frames) * sizes.frame_tokens;
   if (limited) out.tempcache.budget_tokens = keys_of_budget(method.budget, sizes, dtype);
   return out;
 }
@@ -477,8 +486,8 @@ void expect_playable(const Method& method, const world::Config& config, DType dt
   name_dense_parts(steps, config.transformer.num_layers);
 }
 
-double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype) {
-  const int64_t pages = (sizes.frame_tokens() + kPageTokens - 1) / kPageTokens;
+double cache_bytes_per_frame(const ModelSizes& sizes, DType dtype) {
+  const int64_t pages = (sizes.frame_tokens + kPageTokens - 1) / kPageTokens;
   return static_cast<double>(pages) * bytes_per_page(sizes, dtype);
 }
 

@@ -62,17 +62,32 @@ std::string method_names();
 
 using MethodSettings = std::vector<std::pair<std::string, std::string>>;  // key, value
 
-// A preset by name ("": dense) with settings on top. Throws Error (kUsage) for an unknown name, key
-// or value, and for a setting that means nothing with the others.
-Method make_method(const std::string& preset, const MethodSettings& settings);
+// A preset by name ("": none) on top of `base`, and settings on top of that. A budget among them
+// takes the place of the base's window. Throws Error (kUsage) for an unknown name, key or value,
+// and for a setting that means nothing with the others.
+Method make_method(const std::string& preset, const MethodSettings& settings,
+                   const Method& base = {});
 
 // The spelling at the top of this file.
 Method parse_method(const std::string& text);
 
+// What a method must know of a model.
+struct ModelSizes {
+  ModelSizes() = default;
+  ModelSizes(const world::TransformerConfig& config);  // NOLINT(google-explicit-constructor)
+
+  int64_t num_layers = 0;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  int64_t frame_tokens = 0;     // of a latent frame
+  int64_t rope_time_pairs = 0;  // rotary pairs of a head that turn with the frame
+  double rope_time_theta = 0;
+};
+
 // What a layer's cache is made from: the method's policy, its budget in keys or frames, the model's
 // sizes. The full history reserves memory for expected_frames. Throws Error (kUsage) for a budget
 // that is too small.
-CacheOptions cache_options(const Method& method, const world::TransformerConfig& sizes, DType dtype,
+CacheOptions cache_options(const Method& method, const ModelSizes& sizes, DType dtype,
                            int64_t expected_frames);
 
 // How many of so many steps or layers stay dense: 30 %, the share that the paper gives. It takes
@@ -87,6 +102,6 @@ Method name_dense_parts(const Method& method, int64_t num_layers);
 void expect_playable(const Method& method, const world::Config& config, DType dtype);
 
 // Bytes that one frame's keys and values take in all layers.
-double cache_bytes_per_frame(const world::TransformerConfig& sizes, DType dtype);
+double cache_bytes_per_frame(const ModelSizes& sizes, DType dtype);
 
 }  // namespace longtake

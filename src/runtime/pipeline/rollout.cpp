@@ -7,6 +7,7 @@
 #include "base/philox.h"
 #include "ops/elementwise.h"
 #include "pipeline/schedule.h"
+#include "pipeline/selection.h"
 
 namespace longtake {
 
@@ -46,35 +47,12 @@ void Rollout::set_selection(Context& ctx, const Method& method) {
   method_ = method;
   method_.num_steps = num_steps();
   method_ = name_dense_parts(method_, sizes.num_layers);
-  const bool by_prompt = method.sparse_self && method.select.buckets == SelectBuckets::kPrompt;
-  for (LayerState& layer : layers_) {
-    layer.memory.selector.reset();
-    if (method.sparse_self)
-      layer.memory.selector =
-          make_page_selector(ctx, sizes.num_heads, sizes.head_dim, method.select);
-    KvPages prompt = std::move(layer.prompt.pages);
-    layer.prompt = {};
-    if (method.sparse_prompt)
-      layer.prompt.selector =
-          make_prompt_selector(ctx, sizes.num_heads, sizes.head_dim, method.prompt_select);
-    if (by_prompt)
-      layer.prompt.buckets = std::make_unique<PromptBuckets>(sizes.num_heads, sizes.head_dim,
-                                                             method.select.ann, method.select.seed);
-    if (prompt.view().num_heads() > 0) layer.prompt.set(ctx, std::move(prompt));
-  }
-  if (!method.sparse_self) return;
-  for (const int64_t dense : *method_.dense_layers)
-    layers_[static_cast<size_t>(dense)].memory.selector.reset();
-  // No cross attention comes before the first layer, so its tokens have no buckets.
-  if (by_prompt) layers_.front().memory.selector.reset();
+  longtake::set_selection(ctx, method_, sizes, layers_);
 }
 
 bool Rollout::is_sparse(int64_t step) const {
-  if (!method_.sparse_self && !method_.sparse_prompt) return false;
-  const std::vector<int64_t>& dense = *method_.dense_steps;
   // Where a frame has more steps than the method speaks of, each does as its share of them does.
-  const int64_t named = step * num_steps() / frame_steps();
-  return step < frame_steps() && !std::binary_search(dense.begin(), dense.end(), named);
+  return step < frame_steps() && is_sparse_step(method_, step * num_steps() / frame_steps());
 }
 
 int64_t Rollout::last_sparse_step() const {

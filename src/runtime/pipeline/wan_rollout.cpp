@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "base/philox.h"
+#include "kv/page.h"
 #include "ops/clock.h"
+#include "pipeline/selection.h"
+#include "pipeline/stats.h"
 
 namespace longtake {
 namespace {
@@ -16,23 +20,51 @@ void copy(View from, View to) {
   std::memmove(to.raw(), from.raw(), from.bytes());
 }
 
-CacheOptions cache_options(const wan::TransformerConfig& config, const WanOptions& options,
-                           int64_t window_frames) {
-  CacheOptions cache;
-  cache.memory = options.memory;
-  cache.sink_frames = options.sink_frames;
-  cache.window_frames = window_frames;
-  cache.dtype = options.dtype;
-  cache.num_heads = config.num_heads;
-  cache.head_dim = config.head_dim();
-  cache.tokens_per_frame = options.height / wan::kPatch * (options.width / wan::kPatch);
-  cache.tempcache.time_pairs = config.time_pairs();
-  cache.tempcache.time_theta = wan::kTheta;
-  return cache;
-}
-
 void expect(bool ok, const char* what, const std::string& expected, const std::string& found) {
   if (!ok) throw Error(ErrorKind::kUsage, str(what, ": expected ", expected, ", found ", found));
+}
+
+// Nominal timesteps of `count` steps, evenly spread: those of every released model.
+std::vector<int64_t> even_steps(int64_t count) {
+  std::vector<int64_t> steps;
+  for (int64_t left = count; left > 0; --left) steps.push_back(wan::kTrainSteps * left / count);
+  return steps;
+}
+
+// The frames that a pass over a chunk of a chunk rollout reads beside the sink and itself; a
+// rolling one remembers as many as fit beside the chunk alone, when the sink is not read.
+int64_t frames_behind_sink(const WanOptions& options) {
+  return options.context_frames - options.chunk_frames -
+         (options.is_rolling ? 0 : options.sink_frames);
+}
+
+// What a method leaves open is the model's, what it says counts.
+WanOptions resolved(WanOptions options, const wan::TransformerConfig& config) {
+  if (!options.method) options.method = own_method(options);
+  Method& method = *options.method;
+  if (method.num_steps == 0)
+    method.num_steps = static_cast<int64_t>(options.steps.size());
+  else if (method.num_steps != static_cast<int64_t>(options.steps.size()))
+    options.steps = even_steps(method.num_steps);
+  const std::string& memory = method.memory.memory;
+  expect(!options.moves_sink || memory == "window" || memory == "tempcache", "memory",
+         "window or tempcache, which keep apart the sink that this model moves", memory);
+  expect(method.step_cache.reuse == StepReuse::kNone, "step-cache",
+         "none with a model of the Wan family", method.get("step-cache"));
+  if (options.is_rolling) {
+    expect(!method.dense_steps || method.dense_steps->empty(), "dense-steps",
+           "auto or none with a model that has all steps in one pass", method.get("dense-steps"));
+    method.dense_steps.emplace();
+  }
+  const CacheOptions cache =
+      cache_options(method, model_sizes(options, config), options.dtype, options.expected_frames);
+  const bool has_sink = memory == "window" || memory == "tempcache";
+  options.sink_frames = has_sink ? cache.sink_frames : 0;
+  if (memory == "window")
+    options.context_frames =
+        cache.window_frames + options.chunk_frames + (options.is_rolling ? 0 : options.sink_frames);
+  method = name_dense_parts(method, config.num_layers);
+  return options;
 }
 
 }  // namespace
@@ -46,16 +78,72 @@ WanOptions longlive_options(bool infinite) {
   options.context_frames = 12;
   options.sink_frames = 3;
   options.moves_sink = infinite;
+  options.recaches = true;
   return options;
 }
 
 WanOptions rolling_forcing_options() {
   WanOptions options;
   options.steps = {1000, 800, 600, 400, 200};
+  options.is_rolling = true;
   options.context_frames = 21;
   options.sink_frames = 3;
   options.moves_sink = true;
   return options;
+}
+
+WanOptions options_of_family(const std::string& family) {
+  if (family == "self-forcing" || family == "causal-forcing") return self_forcing_options();
+  if (family == "causal-forcing-framewise") {
+    WanOptions options = self_forcing_options();
+    options.chunk_frames = 1;
+    return options;
+  }
+  if (family == "longlive") return longlive_options(/*infinite=*/false);
+  if (family == "longlive-infinite") return longlive_options(/*infinite=*/true);
+  if (family == "rolling-forcing") return rolling_forcing_options();
+  throw Error(ErrorKind::kUsage,
+              str("rollout: expected self-forcing, causal-forcing, causal-forcing-framewise, "
+                  "longlive, longlive-infinite or rolling-forcing, found \"",
+                  family, '"'));
+}
+
+Method own_method(const WanOptions& options) {
+  Method method;
+  method.memory.memory = "window";
+  method.memory.sink_frames = options.sink_frames;
+  method.memory.tempcache.exact_frames = options.chunk_frames;
+  method.window_frames = options.sink_frames + frames_behind_sink(options);
+  return method;
+}
+
+Method choose_method(const WanOptions& options, const wan::TransformerConfig& config,
+                     const std::string& preset, const MethodSettings& settings) {
+  const Method own = own_method(options);
+  Method method = make_method(preset, settings, own);
+  const bool has_budget = std::any_of(settings.begin(), settings.end(), [](const auto& setting) {
+    return setting.first == "memory-budget";
+  });
+  const std::string& memory = method.memory.memory;
+  if (!has_budget && (memory == "tempcache" || memory == "flowcache"))
+    method.budget = {
+        static_cast<double>(own.window_frames * model_sizes(options, config).frame_tokens),
+        /*is_bytes=*/false};
+  WanOptions with = options;
+  with.method = method;
+  resolved(with, config);
+  return method;
+}
+
+ModelSizes model_sizes(const WanOptions& options, const wan::TransformerConfig& config) {
+  ModelSizes sizes;
+  sizes.num_layers = config.num_layers;
+  sizes.num_heads = config.num_heads;
+  sizes.head_dim = config.head_dim();
+  sizes.frame_tokens = options.height / wan::kPatch * (options.width / wan::kPatch);
+  sizes.rope_time_pairs = config.time_pairs();
+  sizes.rope_time_theta = wan::kTheta;
+  return sizes;
 }
 
 NoiseSource noise_of_seed(uint64_t seed) {
@@ -70,7 +158,7 @@ NoiseSource noise_of_seed(uint64_t seed) {
 }
 
 WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View text,
-                       const WanOptions& options, int64_t window_frames)
+                       const WanOptions& options)
     : transformer_(transformer), options_(options), schedule_(options.shift) {
   expect(options.height >= wan::kPatch && options.width >= wan::kPatch &&
              options.height % wan::kPatch == 0 && options.width % wan::kPatch == 0,
@@ -81,16 +169,63 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
              options.context_frames > options.sink_frames + options.chunk_frames,
          "context_frames", "more than sink and chunk together",
          str(options.context_frames, " for ", options.sink_frames, " + ", options.chunk_frames));
-  timesteps_ = schedule_.warp(options.steps);
+  options_ = resolved(options, transformer.config());
+  timesteps_ = schedule_.warp(options_.steps);
   for (const float t : timesteps_) levels_.push_back(transformer.level(ctx, t));
   levels_.push_back(transformer.level(ctx, 0));
-  layers_.resize(static_cast<size_t>(transformer.config().num_layers));
-  CacheOptions cache = cache_options(transformer.config(), options, window_frames);
+  const ModelSizes sizes = model_sizes(options_, transformer.config());
+  CacheOptions cache = cache_options(method(), sizes, options_.dtype, options_.expected_frames);
   clock_ = Tensor::zeros(ctx.device(), DType::kI64, {1});
   cache.clock = clock_;
-  cache.chunk_frames = options.chunk_frames;
-  for (LayerState& layer : layers_) layer.memory.cache = make_cache(ctx, cache);
+  cache.chunk_frames = options_.chunk_frames;
+  const int64_t frame_pages = (sizes.frame_tokens + kPageTokens - 1) / kPageTokens;
+  layers_.resize(static_cast<size_t>(sizes.num_layers));
+  for (LayerState& layer : layers_) {
+    cache.layer = &layer - layers_.data();
+    layer.memory.cache = make_cache(ctx, cache);
+    layer.memory.first_pages = std::max<int64_t>(1, options_.sink_frames) * frame_pages;
+    layer.memory.newest_pages = frame_pages;
+  }
+  set_selection(ctx, method(), sizes, layers_);
   transformer.set_text(ctx, text, layers_);
+}
+
+int64_t WanRollout::history_frames() const {
+  return frames_behind_sink(options_);
+}
+
+void WanRollout::sample(Context& ctx, View x, const wan::Pass& pass, int64_t first_frame,
+                        View out) {
+  transformer_.flow(ctx, x, pass, out);
+  const int64_t frame_tokens = model_sizes(options_, transformer_.config()).frame_tokens;
+  const auto queries = static_cast<double>(x.dim(0) * frame_tokens);
+  for (const LayerState& layer : layers_) {
+    const KvView shown = layer.memory.cache->view();
+    int64_t keys = 0;
+    for (const auto& pages : shown.heads) {
+      for (const KvPage& page : pages) keys += page.num_keys;
+    }
+    const bool selects = pass.sparse && layer.memory.selector != nullptr;
+    pairs_read_ += queries * static_cast<double>(keys) / static_cast<double>(shown.num_heads()) *
+                   (selects ? layer.memory.selector->density() : 1);
+    pairs_there_ += queries * static_cast<double>((first_frame + x.dim(0)) * frame_tokens);
+  }
+}
+
+void WanRollout::commit(Context& ctx, View x, const wan::Pass& pass, ChunkPosition position) {
+  Stopwatch watch;
+  transformer_.commit(ctx, x, pass, position);
+  clean_ms_ += watch.lap_ms();
+}
+
+double WanRollout::take_density() {
+  const double there = std::exchange(pairs_there_, 0);
+  const double read = std::exchange(pairs_read_, 0);
+  return there > 0 ? read / there : 1;
+}
+
+double WanRollout::take_clean_ms() {
+  return std::exchange(clean_ms_, 0);
 }
 
 std::span<const wan::Level* const> WanRollout::all_of(const wan::Level& level, int64_t count) {
@@ -112,6 +247,7 @@ wan::Pass WanRollout::pass(Context& ctx, int64_t first_frame,
   if (options_.moves_sink) {
     pass.reading.sink = HistoryReading::Sink::kBeforeWindow;
     pass.reading.next_frame = first_frame;
+    pass.reading.window_frames = history_frames();
     pass.reading.time_pairs = transformer_.config().time_pairs();
     pass.reading.time_theta = wan::kTheta;
   }
@@ -120,23 +256,28 @@ wan::Pass WanRollout::pass(Context& ctx, int64_t first_frame,
 
 ChunkRollout::ChunkRollout(Context& ctx, const wan::Transformer& transformer, View text,
                            const WanOptions& options)
-    : WanRollout(ctx, transformer, text, options,
-                 options.context_frames - options.sink_frames - options.chunk_frames) {
+    : WanRollout(ctx, transformer, text, options) {
   const auto frames = [&](int64_t count) {
     return Tensor(ctx.device(), DType::kF32,
-                  {count, transformer.config().out_channels, options.height, options.width});
+                  {count, transformer.config().out_channels, options_.height, options_.width});
   };
-  flow_ = frames(options.chunk_frames);
-  noise_ = frames(options.chunk_frames);
-  recent_ = frames(options.context_frames);
+  flow_ = frames(options_.chunk_frames);
+  noise_ = frames(options_.chunk_frames);
+  if (options_.recaches) recent_ = frames(options_.context_frames);
 }
 
 void ChunkRollout::next_chunk(Context& ctx, const NoiseSource& noise, View latents) {
   noise({next_frame_, 0}, latents);
+  bool has_chosen = false;
   for (int64_t step = 0; step < num_steps(); ++step) {
     const auto at = static_cast<size_t>(step);
-    const auto levels = all_of(levels_[at], options_.chunk_frames);
-    transformer_.flow(ctx, latents, pass(ctx, next_frame_, levels), flow_);
+    wan::Pass noisy = pass(ctx, next_frame_, all_of(levels_[at], options_.chunk_frames));
+    noisy.sparse = is_sparse_step(method(), step);
+    // The first sparse step chooses of the prompt for those behind it.
+    if (noisy.sparse)
+      noisy.prompt =
+          std::exchange(has_chosen, true) ? PromptReading::kChosen : PromptReading::kChoose;
+    sample(ctx, latents, noisy, next_frame_, flow_);
     schedule_.to_clean(timesteps_[at], latents, flow_, latents);
     if (step + 1 == num_steps()) break;
     noise({next_frame_, step + 1}, noise_);
@@ -149,10 +290,10 @@ void ChunkRollout::remember(Context& ctx, View latents) {
   for (int64_t begin = 0; begin < latents.dim(0); begin += options_.chunk_frames) {
     const int64_t end = std::min(begin + options_.chunk_frames, latents.dim(0));
     const auto clean = all_of(levels_.back(), end - begin);
-    transformer_.commit(ctx, latents.rows(begin, end), pass(ctx, next_frame_, clean),
-                        {next_frame_, end - begin});
+    commit(ctx, latents.rows(begin, end), pass(ctx, next_frame_, clean),
+           {next_frame_, end - begin});
     next_frame_ += end - begin;
-    keep_recent(latents.rows(begin, end));
+    if (options_.recaches) keep_recent(latents.rows(begin, end));
   }
 }
 
@@ -185,45 +326,65 @@ void ChunkRollout::switch_prompt(Context& ctx, View text) {
   wan::Pass again = pass(ctx, first_frame, clean);
   again.unread_frames = unread;
   again.reading.next_frame = first_frame + unread;
-  transformer_.commit(ctx, recent(), again, {first_frame + unread, num_recent_ - unread});
+  commit(ctx, recent(), again, {first_frame + unread, num_recent_ - unread});
 }
 
 RollingRollout::RollingRollout(Context& ctx, const wan::Transformer& transformer, View text,
                                const WanOptions& options, int64_t num_chunks)
-    // The pass over a finished chunk may read as much window as fits beside it without the sink.
-    : WanRollout(ctx, transformer, text, options, options.context_frames - options.chunk_frames),
-      num_chunks_(num_chunks) {
+    : WanRollout(ctx, transformer, text, options), num_chunks_(num_chunks) {
   expect(num_chunks == 0 || num_chunks >= num_steps(), "length",
          str("at least ", num_steps(), " chunks"), std::to_string(num_chunks));
-  const int64_t in_work = num_steps() * options.chunk_frames;
-  expect(options.context_frames >= in_work + options.sink_frames, "context_frames",
-         str("at least ", in_work, " in work and the sink"),
-         std::to_string(options.context_frames));
+  const int64_t in_work = num_steps() * options_.chunk_frames;
+  const int64_t least = in_work + options_.sink_frames;
+  expect(options_.context_frames >= least, "window-frames",
+         str("at least ", least - options_.chunk_frames + options_.sink_frames,
+             ", so that all in work and the sink fit what the model reads"),
+         std::to_string(history_frames() + options_.sink_frames));
   const auto frames = [&](int64_t count) {
     return Tensor(ctx.device(), DType::kF32,
-                  {count, transformer.config().out_channels, options.height, options.width});
+                  {count, transformer.config().out_channels, options_.height, options_.width});
   };
   noisy_ = frames(in_work);
   clean_ = frames(in_work);
   flow_ = frames(in_work);
-  noise_ = frames(options.chunk_frames);
+  noise_ = frames(options_.chunk_frames);
 }
 
 void RollingRollout::next_chunk(Context& ctx, const NoiseSource& noise, View latents) {
-  LONGTAKE_CHECK(num_chunks_ == 0 || next_frame_ < num_chunks_ * options_.chunk_frames);
+  LONGTAKE_CHECK(num_chunks_ == 0 || first_chunk() < num_chunks_);
   // A chunk is finished by the pass that is its last step.
-  for (const int64_t last = next_frame_ / options_.chunk_frames + num_steps() - 1; window_ <= last;)
+  for (const int64_t last = first_chunk() + num_steps() - 1; window_ <= last;)
     run_window(ctx, noise);
   copy(chunk(clean_, 0), latents);
-  remember_first(ctx, latents);
+  remember_clean(ctx, latents);
+  // The chunks still in work move up.
+  const int64_t all = num_steps() * options_.chunk_frames;
+  copy(noisy_.view().rows(options_.chunk_frames, all),
+       noisy_.view().rows(0, all - options_.chunk_frames));
+}
+
+void RollingRollout::remember(Context& ctx, View latents) {
+  LONGTAKE_CHECK(window_ == 0, "chunks are in work");
+  for (int64_t begin = 0; begin < latents.dim(0); begin += options_.chunk_frames) {
+    const int64_t end = std::min(begin + options_.chunk_frames, latents.dim(0));
+    remember_clean(ctx, latents.rows(begin, end));
+  }
+  given_frames_ = next_frame_;
+}
+
+void RollingRollout::switch_prompt(Context& ctx, View text) {
+  transformer_.set_text(ctx, text, layers_);
 }
 
 void RollingRollout::run_window(Context& ctx, const NoiseSource& noise) {
-  const int64_t first = next_frame_ / options_.chunk_frames;
+  const int64_t first = first_chunk();
   const int64_t newest = num_chunks_ == 0 ? window_ : std::min(window_, num_chunks_ - 1);
   const int64_t count = newest - first + 1;
   const auto step_of = [&](int64_t index) { return window_ - first - index; };
-  if (newest == window_) noise({newest * options_.chunk_frames, 0}, chunk(noisy_, count - 1));
+  const auto first_frame_of = [&](int64_t index) {
+    return next_frame_ + index * options_.chunk_frames;
+  };
+  if (newest == window_) noise({first_frame_of(count - 1), 0}, chunk(noisy_, count - 1));
 
   frame_levels_.clear();
   for (int64_t i = 0; i < count; ++i)
@@ -232,34 +393,31 @@ void RollingRollout::run_window(Context& ctx, const NoiseSource& noise) {
   wan::Pass all = pass(ctx, next_frame_, frame_levels_);
   const int64_t num_frames = count * options_.chunk_frames;
   all.reading.window_frames = options_.context_frames - num_frames - options_.sink_frames;
-  transformer_.flow(ctx, noisy_.view().rows(0, num_frames), all, flow_.view().rows(0, num_frames));
+  all.sparse = is_sparse_step(method(), 0);
+  if (all.sparse) all.prompt = PromptReading::kChoose;
+  sample(ctx, noisy_.view().rows(0, num_frames), all, next_frame_,
+         flow_.view().rows(0, num_frames));
 
   for (int64_t i = 0; i < count; ++i) {
     const int64_t step = step_of(i);
     schedule_.to_clean(timesteps_[static_cast<size_t>(step)], chunk(noisy_, i), chunk(flow_, i),
                        chunk(clean_, i));
     if (step + 1 == num_steps()) continue;
-    noise({(first + i) * options_.chunk_frames, step + 1}, noise_);
+    noise({first_frame_of(i), step + 1}, noise_);
     schedule_.add_noise(timesteps_[static_cast<size_t>(step) + 1], chunk(clean_, i), noise_,
                         chunk(noisy_, i));
   }
   ++window_;
 }
 
-void RollingRollout::remember_first(Context& ctx, View latents) {
-  const auto clean = all_of(levels_.back(), options_.chunk_frames);
+void RollingRollout::remember_clean(Context& ctx, View latents) {
+  const auto clean = all_of(levels_.back(), latents.dim(0));
   wan::Pass alone = pass(ctx, next_frame_, clean);
   // As many frames as fit; the sink is read in its own place while they reach back to it.
-  const int64_t history = options_.context_frames - options_.chunk_frames;
-  alone.reading.sink =
-      next_frame_ <= history ? HistoryReading::Sink::kInPlace : HistoryReading::Sink::kHidden;
-  alone.reading.window_frames = history;
-  transformer_.commit(ctx, latents, alone, {next_frame_, options_.chunk_frames});
-  next_frame_ += options_.chunk_frames;
-  // The chunks still in work move up.
-  const int64_t all = num_steps() * options_.chunk_frames;
-  copy(noisy_.view().rows(options_.chunk_frames, all),
-       noisy_.view().rows(0, all - options_.chunk_frames));
+  alone.reading.sink = next_frame_ <= history_frames() ? HistoryReading::Sink::kInPlace
+                                                       : HistoryReading::Sink::kHidden;
+  commit(ctx, latents, alone, {next_frame_, latents.dim(0)});
+  next_frame_ += latents.dim(0);
 }
 
 }  // namespace longtake

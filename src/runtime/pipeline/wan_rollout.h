@@ -7,12 +7,15 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "device/context.h"
 #include "models/wan/schedule.h"
 #include "models/wan/transformer.h"
+#include "pipeline/method.h"
 
 namespace longtake {
 
@@ -20,11 +23,16 @@ struct WanOptions {
   std::vector<int64_t> steps = {1000, 750, 500, 250};  // nominal timesteps, noise first
   float shift = wan::kShift;
   int64_t chunk_frames = 3;
+  bool is_rolling = false;      // RollingRollout's models
   int64_t context_frames = 21;  // most frames that a pass reads, its own included
   int64_t sink_frames = 0;      // of them the first of the video
   bool moves_sink = false;      // the sink is read as if just before the window
-  bool keeps_sink = true;       // ... when the prompt changes; else frames of the new prompt are it
-  std::string memory = "window";
+  bool recaches = false;        // the newest frames are remembered again under another prompt ...
+  bool keeps_sink = true;       // ... but for the sink; else frames of the new prompt are it
+  // What is remembered and read; nullopt: own_method(). One with a window of its own takes the
+  // place of sink_frames and context_frames, one with a number of steps that of `steps`.
+  std::optional<Method> method;
+  int64_t expected_frames = 0;    // the full history reserves memory for so many
   int64_t height = 0, width = 0;  // of a latent frame
   DType dtype = DType::kF32;      // of the cache: the transformer's compute dtype
 };
@@ -33,6 +41,19 @@ struct WanOptions {
 WanOptions self_forcing_options();
 WanOptions longlive_options(bool infinite);
 WanOptions rolling_forcing_options();
+
+// The same by name: self-forcing, causal-forcing, causal-forcing-framewise, longlive,
+// longlive-infinite or rolling-forcing. Throws Error (kUsage) for another.
+WanOptions options_of_family(const std::string& family);
+
+// The method that a model was trained with, a window; and any other one, whose memory is by default
+// as large: a preset and settings on top, as make_method takes them. Throws Error (kUsage), also
+// for what these rollouts cannot play.
+Method own_method(const WanOptions& options);
+Method choose_method(const WanOptions& options, const wan::TransformerConfig& config,
+                     const std::string& preset, const MethodSettings& settings);
+
+ModelSizes model_sizes(const WanOptions& options, const wan::TransformerConfig& config);
 
 // Which noise is wanted: what a chunk begins with (step 0), or what its estimate after step - 1 is
 // noised with again.
@@ -59,13 +80,32 @@ class WanRollout {
 
   std::span<const LayerState> layers() const { return layers_; }
 
+  // The method as it is played: steps and dense parts are named.
+  const Method& method() const { return *options_.method; }
+
   // Sees every pass from then on; nullptr: none.
   void observe(PassObserver* observer) { observer_ = observer; }
 
+  // latents [chunk_frames, C, H, W] f32 receives the next chunk.
+  virtual void next_chunk(Context& ctx, const NoiseSource& noise, View latents) = 0;
+
+  // Clean latents [F, C, H, W] that are to be continued: an image's or a video's.
+  virtual void remember(Context& ctx, View latents) = 0;
+
+  // What is made from here on follows another prompt, [T, text_dim] f32.
+  virtual void switch_prompt(Context& ctx, View text) = 0;
+
+  // Of the sampling passes since the last call: query-key pairs of self attention over those of
+  // dense attention over all frames so far.
+  double take_density();
+
+  // Spent in the clean passes since the last call.
+  double take_clean_ms();
+
  protected:
-  // text [T, text_dim] f32; window_frames: history kept behind the sink.
+  // text [T, text_dim] f32.
   WanRollout(Context& ctx, const wan::Transformer& transformer, View text,
-             const WanOptions& options, int64_t window_frames);
+             const WanOptions& options);
 
   int64_t num_steps() const { return static_cast<int64_t>(timesteps_.size()); }
 
@@ -74,6 +114,16 @@ class WanRollout {
 
   // The pass of the frames from first_frame on whose levels are given.
   wan::Pass pass(Context& ctx, int64_t first_frame, std::span<const wan::Level* const> levels);
+
+  // A sampling pass, counted: x, out [F, C, H, W].
+  void sample(Context& ctx, View x, const wan::Pass& pass, int64_t first_frame, View out);
+
+  // A clean pass, timed.
+  void commit(Context& ctx, View x, const wan::Pass& pass, ChunkPosition position);
+
+  // Frames behind the sink that are remembered by a window, and where those of other policies would
+  // begin.
+  int64_t history_frames() const;
 
   const wan::Transformer& transformer_;
   WanOptions options_;
@@ -88,6 +138,7 @@ class WanRollout {
   std::map<int64_t, RopeTable> ropes_;  // by number of frames
   Tensor clock_;                        // i64 [1]: the first frame of the pass in work
   PassObserver* observer_ = nullptr;
+  double pairs_read_ = 0, pairs_there_ = 0, clean_ms_ = 0;
 };
 
 class ChunkRollout final : public WanRollout {
@@ -96,15 +147,10 @@ class ChunkRollout final : public WanRollout {
   ChunkRollout(Context& ctx, const wan::Transformer& transformer, View text,
                const WanOptions& options);
 
-  // latents [chunk_frames, C, H, W] f32 receives the next chunk.
-  void next_chunk(Context& ctx, const NoiseSource& noise, View latents);
-
-  // Clean latents [F, C, H, W] that are to be continued: an image's or a video's.
-  void remember(Context& ctx, View latents);
-
-  // The chunks to come follow another prompt: what is remembered of the newest frames is computed
-  // again under it.
-  void switch_prompt(Context& ctx, View text);
+  void next_chunk(Context& ctx, const NoiseSource& noise, View latents) override;
+  void remember(Context& ctx, View latents) override;
+  // A model that recaches computes what is remembered of the newest frames again.
+  void switch_prompt(Context& ctx, View text) override;
 
  private:
   // The newest latents, oldest first: [n, C, H, W], n at most context_frames.
@@ -112,7 +158,7 @@ class ChunkRollout final : public WanRollout {
   void keep_recent(View latents);
 
   Tensor flow_, noise_;  // [chunk_frames, C, H, W]
-  Tensor recent_;        // [context_frames, C, H, W], used from the front
+  Tensor recent_;        // of a model that recaches: [context_frames, C, H, W], used from the front
   int64_t num_recent_ = 0;
 };
 
@@ -123,21 +169,28 @@ class RollingRollout final : public WanRollout {
   RollingRollout(Context& ctx, const wan::Transformer& transformer, View text,
                  const WanOptions& options, int64_t num_chunks);
 
-  // latents [chunk_frames, C, H, W] f32 receives the next chunk; the first takes a pass for every
-  // step, every other one pass.
-  void next_chunk(Context& ctx, const NoiseSource& noise, View latents);
+  // The first chunk takes a pass for every step, every other one pass.
+  void next_chunk(Context& ctx, const NoiseSource& noise, View latents) override;
+  // Only before the first chunk.
+  void remember(Context& ctx, View latents) override;
+  // Chunks in work go on under the new prompt.
+  void switch_prompt(Context& ctx, View text) override;
 
  private:
   // One pass over all chunks in work; afterwards the first of them may be finished.
   void run_window(Context& ctx, const NoiseSource& noise);
-  // The finished chunk's keys and values join the history.
-  void remember_first(Context& ctx, View latents);
+  // Clean frames' keys and values join the history.
+  void remember_clean(Context& ctx, View latents);
+
+  // Of those in work, counted from the first that is not given.
+  int64_t first_chunk() const { return (next_frame_ - given_frames_) / options_.chunk_frames; }
 
   View chunk(View frames, int64_t index) const {
     return frames.rows(index * options_.chunk_frames, (index + 1) * options_.chunk_frames);
   }
 
   int64_t num_chunks_;
+  int64_t given_frames_ = 0;     // remembered before the first chunk
   int64_t window_ = 0;           // number of the next pass over all chunks in work
   Tensor noisy_, clean_, flow_;  // [steps * chunk_frames, C, H, W], oldest chunk first
   Tensor noise_;                 // [chunk_frames, C, H, W]

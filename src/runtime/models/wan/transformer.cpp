@@ -145,11 +145,15 @@ LayerPass Transformer::make_layer_pass(const Pass& pass, int64_t layer,
     frames[f] =
         pass.levels[f]->layers.view().rows(layer, layer + 1).reshape({kModulations, config_.dim});
   const int64_t frame_tokens = tokens.dim(0) / static_cast<int64_t>(num_frames);
+  const std::span<const Bucket> buckets =
+      layer > 0 ? pass.layers[static_cast<size_t>(layer - 1)].prompt.latest_buckets()
+                : std::span<const Bucket>();
   return {.index = layer,
           .modulation = std::span(frames).first(num_frames),
           .rope = pass.rope,
           .residual = residual_,
           .unread_tokens = pass.unread_frames * frame_tokens,
+          .buckets = buckets,
           .sparse = pass.sparse,
           .prompt = pass.prompt,
           .commit = commit,
