@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "io/tokenizer.h"
 #include "models/wan/checkpoint.h"
 #include "models/wan/model_files.h"
 #include "models/wan/random_model.h"
@@ -123,7 +124,12 @@ TEST_F(Wan, RandomModelIsComplete) {
     EXPECT_EQ(wan::part_of(file), part) << path;
     EXPECT_EQ(wan::check_part(file, part), std::vector<std::string>()) << path;
   }
-  EXPECT_EQ(files.tokenizer, "");
+  const Tokenizer tokenizer(files.tokenizer);
+  const std::vector<int32_t> ids = tokenizer.encode("a b");
+  EXPECT_EQ(ids.size(), 5U) << "a space before the first word";
+  EXPECT_EQ(ids[0], ids[2]);
+  EXPECT_EQ(ids[4], 1);
+  EXPECT_EQ(tokenizer.encode("\xc3\xa9").size(), 4U) << "two bytes";
 }
 
 TEST_F(Wan, ShardsHoldTheSameWeights) {
@@ -320,7 +326,7 @@ TEST_F(Wan, DecodersGiveFourFramesALatentButOneOfTheFirst) {
 
 TEST_F(Wan, FoldersWithoutATransformerAreNamed) {
   const ScratchFolder scratch;
-  EXPECT_FALSE(wan::is_model_folder(scratch / "."));
+  EXPECT_FALSE(wan::is_model(scratch / "."));
   try {
     wan::find_model_files(scratch / ".");
     ADD_FAILURE() << "no error";

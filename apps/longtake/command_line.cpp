@@ -65,11 +65,17 @@ void add_calibration(CLI::App& app, std::string& flag) {
                  "is one)");
 }
 
-void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
-  app.add_option("--model", flags.model, "model folder (default: the embedded world model)");
+void add_generate(CLI::App& app, GenerateFlags& flags) {
+  app.add_option("--model", flags.model,
+                 "folder of a world model or of one of the Wan family, or a transformer's file of "
+                 "the latter (default: the embedded world model)");
   auto* prompt = app.add_option("--prompt", flags.prompt, "what the world looks like, in words");
   app.add_option("--prompt-file", flags.prompt_file, "read the prompt from a file")
       ->excludes(prompt);
+  app.add_option("--prompt-at", flags.prompt_at,
+                 "FRAME:TEXT: another prompt from that frame on, in a Wan model from the first "
+                 "chunk that begins there or later; may be given several times")
+      ->allow_extra_args(false);
   auto* actions = app.add_option(
       "--actions", flags.actions,
       "where to go: w a s d (north, west, south, east), two for a diagonal, capitals fast, . to "
@@ -85,10 +91,23 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--seconds", flags.seconds, "length of the video instead of --frames")
       ->excludes(frames)
       ->check(number_in<double>(0.01, kMostSeconds, "a number"));
-  app.add_option("--size", flags.size, "WxH; a world model has one size");
+  app.add_option("--size", flags.size,
+                 "WxH, multiples of 16 (default: 832x480); a world model has one size");
   app.add_option("--seed", flags.seed, "noise seed (default 0)")
       ->check(number_in<uint64_t>(0, std::numeric_limits<uint64_t>::max(), "an integer"));
   app.add_option("--out", flags.out, "FILE.mp4, or a folder of PNG frames; must be given");
+
+  app.add_option("--base-model", flags.base_model,
+                 "Wan: folder with the text encoder, tokenizer and VAE that are not beside the "
+                 "transformer");
+  app.add_option("--rollout", flags.rollout,
+                 "Wan: self-forcing | causal-forcing | causal-forcing-framewise | longlive | "
+                 "longlive-infinite | rolling-forcing (default: by the transformer's file)");
+  app.add_option("--decoder", flags.decoder, "Wan: vae | taehv (default: vae if it is there)")
+      ->check(one_of({"vae", "taehv"}, {}));
+  app.add_option("--save-prompt", flags.save_prompt, "Wan: file to save the encoded prompt in");
+  app.add_option("--load-prompt", flags.load_prompt,
+                 "Wan: such a file instead of a prompt; no text encoder is needed");
 
   app.add_option("--preset", flags.preset, "where the options below start: " + method_names());
   for (const MethodOption& option : method_options())
@@ -104,9 +123,6 @@ void add_generate(CLI::App& app, GenerateFlags& flags, std::string& ignored) {
   app.add_option("--load-state", flags.load_state, "continue a saved session");
   app.add_option("--stats", flags.stats, "file for what every frame cost, as JSON");
   app.add_flag("--quiet", flags.quiet, "no progress, no summary");
-
-  // Names of the surface whose features are to come: parsed, so that the answer can be clear.
-  app.add_option("--decoder", ignored, "")->group("")->check(one_of({"vae"}, {"taehv"}));
 }
 
 void add_compare(CLI::App& app, CompareFlags& flags) {
@@ -198,9 +214,8 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CompareFlags compare;
   CalibrateFlags calibrate;
   InspectFlags inspect;
-  std::string ignored;
   CLI::App* generate_app = app.add_subcommand("generate", "a prompt and actions become a video");
-  add_generate(*generate_app, generate, ignored);
+  add_generate(*generate_app, generate);
   CLI::App* compare_app = app.add_subcommand(
       "compare", "several methods play the same scenarios: speed, memory, and the error of both");
   add_compare(*compare_app, compare);

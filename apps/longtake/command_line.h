@@ -4,14 +4,18 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "pipeline/method.h"
 
 namespace longtake::cli {
 
 struct GenerateFlags {
-  std::string model;  // empty: the embedded model
+  std::string model;                         // empty: the embedded model
+  std::string base_model, rollout, decoder;  // of the Wan family; empty: by the files
   std::string prompt, prompt_file;
+  std::vector<std::string> prompt_at;  // "FRAME:TEXT"
+  std::string save_prompt, load_prompt;
   std::string actions, actions_file;
   std::string init;
   std::optional<int64_t> frames;

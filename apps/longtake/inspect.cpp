@@ -163,7 +163,7 @@ void print_wan_folder(const std::string& folder) {
 void inspect(const InspectFlags& flags) {
   std::error_code error;
   if (fs::is_directory(flags.path, error)) {
-    wan::is_model_folder(flags.path) ? print_wan_folder(flags.path) : print_model(flags.path);
+    wan::is_model(flags.path) ? print_wan_folder(flags.path) : print_model(flags.path);
     return;
   }
   const Checkpoint file(flags.path);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
@@ -82,6 +83,44 @@ void expect_writable(const char* flag, const std::string& path) {
   if (fs::is_directory(path, error) || ::access(parent.c_str(), W_OK) != 0 ||
       (fs::exists(path, error) && ::access(path.c_str(), W_OK) != 0))
     throw Error(ErrorKind::kUsage, str(flag, ": expected a writable file, found ", path));
+}
+
+void expect_writable_place(const char* flag, const std::string& path) {
+  std::error_code error;
+  fs::path place = fs::absolute(path);
+  while (!fs::exists(place, error) && place.has_relative_path()) place = place.parent_path();
+  if (::access(place.c_str(), W_OK) != 0)
+    throw Error(ErrorKind::kUsage, str(flag, ": expected a writable place, found ", path));
+}
+
+std::string choose_prompt(const GenerateFlags& flags) {
+  constexpr size_t kMaxPromptBytes = 1 << 20;
+  return flags.prompt_file.empty() ? flags.prompt
+                                   : read_small_file(flags.prompt_file, kMaxPromptBytes);
+}
+
+std::vector<PromptSwitch> parse_prompt_switches(const std::vector<std::string>& flags,
+                                                int64_t num_frames) {
+  std::vector<PromptSwitch> out;
+  for (const std::string& flag : flags) {
+    PromptSwitch next;
+    const char* end = flag.data() + flag.size();
+    const auto [after, bad] = std::from_chars(flag.data(), end, next.frame);
+    if (bad == std::errc() && after != end && *after == ':') next.text.assign(after + 1, end);
+    if (next.text.find_first_not_of(" \t\r\n") == std::string::npos || next.frame < 1 ||
+        next.frame >= num_frames)
+      throw Error(ErrorKind::kUsage, str("--prompt-at: expected FRAME:TEXT with a frame in 1..",
+                                         num_frames - 1, ", found \"", printable(flag), '"'));
+    out.push_back(next);
+  }
+  const auto earlier = [](const auto& a, const auto& b) { return a.frame < b.frame; };
+  std::stable_sort(out.begin(), out.end(), earlier);
+  const auto twice = std::adjacent_find(
+      out.begin(), out.end(), [](const auto& a, const auto& b) { return a.frame == b.frame; });
+  if (twice != out.end())
+    throw Error(ErrorKind::kUsage,
+                str("--prompt-at: expected one prompt for frame ", twice->frame, ", found two"));
+  return out;
 }
 
 void write_file(const char* flag, const std::string& path, const std::string& text) {

@@ -2,9 +2,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "base/dtype.h"
+#include "base/error.h"
+#include "command_line.h"
 #include "device/device.h"
 #include "models/world/config.h"
 #include "pipeline/calibration.h"
@@ -30,6 +34,32 @@ std::string read_small_file(const std::string& path, size_t max_bytes);
 // denied". Both throw Error in the flag's name.
 void expect_writable(const char* flag, const std::string& path);
 void write_file(const char* flag, const std::string& path, const std::string& text);
+
+// A place for a video or a folder of pictures: the nearest folder above it that exists is writable.
+void expect_writable_place(const char* flag, const std::string& path);
+
+// The text of --prompt-file, else of --prompt.
+std::string choose_prompt(const GenerateFlags& flags);
+
+// A prompt that takes over at a frame.
+struct PromptSwitch {
+  int64_t frame = 0;
+  std::string text;
+};
+
+// "FRAME:TEXT" each, by frame. Throws Error (kUsage), also for a frame outside 1..num_frames - 1.
+std::vector<PromptSwitch> parse_prompt_switches(const std::vector<std::string>& flags,
+                                                int64_t num_frames);
+
+// What `make` returns; errors about an option of a method name its flag.
+template <typename Make>
+auto named_as_flag(const Make& make) {
+  try {
+    return make();
+  } catch (const Error& error) {
+    throw Error(error.kind(), str("--", error.what()));
+  }
+}
 
 // What the method leaves open is taken from the calibration in the file `flag`, or, if that is
 // empty, from the one beside the model if there is one. A method without AnnSA and AnnCA, or one

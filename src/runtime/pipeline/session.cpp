@@ -39,15 +39,25 @@ Session::Session(Context& ctx, const world::Model& model, const SessionOptions& 
   if (options.watch_every > 0) watch_ = std::make_unique<ErrorWatch>(sizes.num_layers);
 }
 
-Tensor Session::encode_prompt() const {
-  if (options_.prompt.find_first_not_of(" \t\r\n") == std::string::npos)
+void Session::check_prompt(const world::Model& model, const std::string& prompt) {
+  if (prompt.find_first_not_of(" \t\r\n") == std::string::npos)
     throw Error(ErrorKind::kUsage, "prompt: expected at least one word, found none");
-  const auto ids = model_.vocabulary.tokenize(options_.prompt);
-  const auto most = static_cast<size_t>(model_.config.text_encoder.text_len);
-  if (ids.size() > most)
-    throw Error(ErrorKind::kUsage, str("prompt: expected at most ", most,
-                                       " words, points and commas, found ", ids.size()));
-  return model_.text_encoder.encode(ctx_, ids);
+  const size_t words = model.vocabulary.tokenize(prompt).size();
+  const auto most = static_cast<size_t>(model.config.text_encoder.text_len);
+  if (words > most)
+    throw Error(ErrorKind::kUsage,
+                str("prompt: expected at most ", most, " words, points and commas, found ", words));
+}
+
+Tensor Session::encode_prompt() const {
+  check_prompt(model_, options_.prompt);
+  return model_.text_encoder.encode(ctx_, model_.vocabulary.tokenize(options_.prompt));
+}
+
+void Session::set_prompt(const std::string& prompt) {
+  check_prompt(model_, prompt);
+  options_.prompt = prompt;
+  rollout_.set_text(ctx_, encode_prompt());
 }
 
 View Session::step(CameraPosition camera) {
@@ -88,13 +98,7 @@ void Session::finish_frame(CameraPosition camera) {
   for (const LayerState& layer : rollout_.layers()) {
     commit_ms += layer.memory.commit_ms;
     select_ms += layer.memory.select_ms;
-    const KvCache& cache = *layer.memory.cache;
-    last_chunk_.cache_entries = std::max(last_chunk_.cache_entries, cache.entries());
-    last_chunk_.cache_total_entries += cache.total_entries();
-    last_chunk_.merged_keys += cache.merge_counts().merged;
-    last_chunk_.evicted_keys += cache.merge_counts().evicted;
-    last_chunk_.cache_bytes += cache.bytes();
-    last_chunk_.cache_bytes_used += cache.bytes_used();
+    add_cache(*layer.memory.cache, last_chunk_);
   }
   commit_ms_ += last_chunk_.commit_ms = commit_ms;
   select_ms_ += last_chunk_.select_ms = select_ms;

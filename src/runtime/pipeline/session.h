@@ -29,6 +29,12 @@ class Session {
   // A frame that exists already (rgb [H, W, 3] u8) becomes the next one: it is only remembered.
   void remember(View rgb, CameraPosition camera);
 
+  // Frames from here on follow another prompt; what is remembered stays. Throws as check_prompt.
+  void set_prompt(const std::string& prompt);
+
+  // Throws Error (kUsage) for an empty prompt or one longer than the model reads.
+  static void check_prompt(const world::Model& model, const std::string& prompt);
+
   int64_t next_frame() const { return next_frame_; }
 
   // The latest frame's clean latent, [C, h, w] f32.

@@ -2,8 +2,10 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 namespace longtake {
 
@@ -21,10 +23,23 @@ nlohmann::ordered_json by_layer(const std::vector<LayerError>& errors, double La
 
 }  // namespace
 
+void add_cache(const KvCache& cache, ChunkStats& chunk) {
+  chunk.cache_entries = std::max(chunk.cache_entries, cache.entries());
+  chunk.cache_total_entries += cache.total_entries();
+  chunk.merged_keys += cache.merge_counts().merged;
+  chunk.evicted_keys += cache.merge_counts().evicted;
+  chunk.cache_bytes += cache.bytes();
+  chunk.cache_bytes_used += cache.bytes_used();
+}
+
+int64_t RunStats::num_frames() const {
+  return std::accumulate(
+      chunks.begin(), chunks.end(), int64_t{0},
+      [](int64_t sum, const ChunkStats& chunk) { return sum + chunk.num_frames; });
+}
+
 double RunStats::frames_per_second() const {
-  int64_t frames = 0;
-  for (const ChunkStats& chunk : chunks) frames += chunk.num_frames;
-  return wall_ms > 0 ? 1000.0 * static_cast<double>(frames) / wall_ms : 0;
+  return wall_ms > 0 ? 1000.0 * static_cast<double>(num_frames()) / wall_ms : 0;
 }
 
 std::string RunStats::to_json() const {

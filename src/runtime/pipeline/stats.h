@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "kv/cache.h"
+
 namespace longtake {
 
 // See ErrorWatch.
@@ -47,6 +49,9 @@ struct ChunkStats {
   double total_ms() const { return denoise_ms + clean_ms + decode_ms + write_ms; }
 };
 
+// Adds what a layer remembers to the chunk's figures.
+void add_cache(const KvCache& cache, ChunkStats& chunk);
+
 // What was run and where; the head of the JSON.
 struct RunStats {
   std::string model, prompt, method, dtype, device;
@@ -62,6 +67,7 @@ struct RunStats {
   bool interrupted = false;
   std::vector<ChunkStats> chunks;
 
+  int64_t num_frames() const;  // made
   double frames_per_second() const;
   std::string to_json() const;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <string_view>
 
 #include "base/error.h"
 #include "models/wan/checkpoint.h"
@@ -15,57 +16,118 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What the makers call their transformers, and where.
-constexpr const char* kTransformers[] = {"diffusion_pytorch_model.safetensors",
-                                         "diffusion_pytorch_model.safetensors.index.json",
-                                         "checkpoints/self_forcing_dmd.pt",
-                                         "self_forcing_dmd.pt",
-                                         "checkpoints/rolling_forcing_dmd.pt",
-                                         "rolling_forcing_dmd.pt",
-                                         "models/longlive_base.pt",
-                                         "longlive_base.pt",
-                                         "chunkwise/causal_forcing.pt",
-                                         "causal_forcing.pt"};
+struct KnownFile {
+  const char* name;
+  const char* family;
+  const char* group;
+};
+
+// What the makers call their transformers, where they put them, and which of a file's state dicts
+// their own code takes.
+constexpr KnownFile kTransformers[] = {
+    {"diffusion_pytorch_model.safetensors", "self-forcing", ""},
+    {"diffusion_pytorch_model.safetensors.index.json", "self-forcing", ""},
+    {"checkpoints/self_forcing_dmd.pt", "self-forcing", "generator_ema"},
+    {"self_forcing_dmd.pt", "self-forcing", "generator_ema"},
+    {"checkpoints/rolling_forcing_dmd.pt", "rolling-forcing", "generator_ema"},
+    {"rolling_forcing_dmd.pt", "rolling-forcing", "generator_ema"},
+    {"longlive_models/models/longlive_base.pt", "longlive", "generator"},
+    {"models/longlive_base.pt", "longlive", "generator"},
+    {"longlive_base.pt", "longlive", "generator"},
+    {"chunkwise/causal_forcing.pt", "causal-forcing", "generator"},
+    {"framewise/causal_forcing.pt", "causal-forcing-framewise", "generator_ema"},
+    {"chunkwise/longvideo.pt", "rolling-forcing", "generator_ema"},
+    {"causal_forcing.pt", "causal-forcing", "generator"}};
 constexpr const char* kTextEncoders[] = {"models_t5_umt5-xxl-enc-bf16.safetensors",
                                          "models_t5_umt5-xxl-enc-bf16.pth"};
 constexpr const char* kTokenizers[] = {"google/umt5-xxl/spiece.model", "spiece.model"};
 constexpr const char* kVaes[] = {"Wan2.1_VAE.safetensors", "Wan2.1_VAE.pth"};
 constexpr const char* kTaehvs[] = {"taew2_1.safetensors", "taew2_1.pth"};
+constexpr const char* kLora = "lora.pt";
+constexpr const char* kBaseModel = "wan_models/Wan2.1-T2V-1.3B";
 
-template <size_t N>
-std::vector<std::string> present(const std::string& folder, const char* const (&names)[N]) {
-  std::vector<std::string> out;
-  for (const char* name : names) {
-    const fs::path path = fs::path(folder) / name;
-    std::error_code error;
-    if (fs::exists(path, error)) out.push_back(path.string());
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
+bool is_file(const fs::path& path) {
+  std::error_code error;
+  return fs::is_regular_file(path, error);
+}
+
+std::vector<const KnownFile*> present(const fs::path& folder) {
+  std::vector<const KnownFile*> out;
+  for (const KnownFile& transformer : kTransformers) {
+    if (is_there(folder / transformer.name)) out.push_back(&transformer);
   }
   return out;
 }
 
+// The first of the names that a folder holds, folder by folder; "": none does.
 template <size_t N>
-std::string first(const std::string& folder, const char* const (&names)[N]) {
-  const auto found = present(folder, names);
-  return found.empty() ? std::string() : found[0];
+std::string first(const std::vector<fs::path>& folders, const char* const (&names)[N]) {
+  for (const fs::path& folder : folders) {
+    for (const char* name : names) {
+      if (is_there(folder / name)) return (folder / name).string();
+    }
+  }
+  return {};
+}
+
+// The longest known name that the path ends in; null: none.
+const KnownFile* by_name(const std::string& path) {
+  const KnownFile* best = nullptr;
+  for (const KnownFile& known : kTransformers) {
+    const std::string_view name = known.name;
+    if (path.ends_with(name) &&
+        (best == nullptr || name.size() > std::string_view(best->name).size()))
+      best = &known;
+  }
+  return best;
 }
 
 }  // namespace
 
-bool is_model_folder(const std::string& folder) {
-  return !present(folder, kTransformers).empty();
+bool is_model(const std::string& path) {
+  return is_file(path) || !present(path).empty();
 }
 
-ModelFiles find_model_files(const std::string& folder) {
-  const auto transformers = present(folder, kTransformers);
-  if (transformers.size() != 1) {
-    std::string found = "none";
-    for (size_t i = 0; i < transformers.size(); ++i)
-      found = (i == 0 ? "" : found + " and ") + transformers[i];
-    throw Error(ErrorKind::kInput, str(folder, ": expected one transformer, such as ",
-                                       kTransformers[0], ", found ", found));
+ModelFiles find_model_files(const std::string& path, const std::string& base) {
+  ModelFiles files;
+  const KnownFile* known = nullptr;
+  std::vector<fs::path> folders;
+  if (!base.empty()) folders.emplace_back(base);
+  if (is_file(path)) {
+    files.transformer = path;
+    known = by_name(path);
+    // The folder that the name is part of is at most two above the file's own.
+    fs::path folder = fs::absolute(path).parent_path();
+    for (int i = 0; i < 3; ++i, folder = folder.parent_path()) folders.push_back(folder);
+  } else {
+    const auto transformers = present(path);
+    if (transformers.size() != 1) {
+      std::string found = "none";
+      for (size_t i = 0; i < transformers.size(); ++i)
+        found = (i == 0 ? "" : found + " and ") + transformers[i]->name;
+      throw Error(ErrorKind::kInput, str(path, ": expected one transformer, such as ",
+                                         kTransformers[0].name, ", found ", found));
+    }
+    known = transformers[0];
+    files.transformer = (fs::path(path) / known->name).string();
+    folders.emplace_back(path);
   }
-  return {transformers[0], first(folder, kTextEncoders), first(folder, kTokenizers),
-          first(folder, kVaes), first(folder, kTaehvs)};
+  for (size_t i = 0, count = folders.size(); i < count; ++i)
+    folders.push_back(folders[i] / kBaseModel);
+  files.family = known != nullptr ? known->family : kTransformers[0].family;
+  files.group = known != nullptr ? known->group : "";
+  const fs::path lora = fs::path(files.transformer).parent_path() / kLora;
+  if (files.family == "longlive" && is_there(lora)) files.lora = lora.string();
+  files.text_encoder = first(folders, kTextEncoders);
+  files.tokenizer = first(folders, kTokenizers);
+  files.vae = first(folders, kVaes);
+  files.taehv = first(folders, kTaehvs);
+  return files;
 }
 
 Part part_of(const Checkpoint& file) {

@@ -11,18 +11,26 @@ namespace longtake::wan {
 // Paths; empty: there is none.
 struct ModelFiles {
   std::string
-      transformer;  // diffusion_pytorch_model.safetensors(.index.json), or a *.pt of a maker
+      transformer;   // diffusion_pytorch_model.safetensors(.index.json), or a *.pt of a maker
+  std::string lora;  // models/lora.pt beside LongLive's transformer
   std::string text_encoder;  // models_t5_umt5-xxl-enc-bf16.pth | .safetensors
   std::string tokenizer;     // google/umt5-xxl/spiece.model
   std::string vae;           // Wan2.1_VAE.pth | .safetensors
   std::string taehv;         // taew2_1.pth | .safetensors
+  // How the transformer is played, by its file's name: "self-forcing", "causal-forcing",
+  // "causal-forcing-framewise", "longlive" or "rolling-forcing"; a name that says nothing is
+  // "self-forcing". And the state dict to take, as open_generator() wants it.
+  std::string family, group;
 };
 
-// Whether the folder holds a transformer under a known name.
-bool is_model_folder(const std::string& folder);
+// Whether the path is a transformer's file, or a folder with one under a known name.
+bool is_model(const std::string& path);
 
-// Looks at names only. Throws Error (kInput) when the folder holds no transformer, or several.
-ModelFiles find_model_files(const std::string& folder);
+// Looks at names only. path: a folder, or a transformer's file in one; base: another folder whose
+// text encoder, tokenizer and decoders come first ("": none). What neither has is looked for in
+// wan_models/Wan2.1-T2V-1.3B, where the makers' code expects it. Throws Error (kInput) when a
+// folder holds no transformer, or several.
+ModelFiles find_model_files(const std::string& path, const std::string& base = "");
 
 // The kind of model whose weights a file holds, by the names of its tensors.
 enum class Part { kNone, kTransformer, kLora, kTextEncoder, kVae, kTaehv };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -108,13 +109,14 @@ class Writer {
       for (const TensorSpec& spec : shards[i]) map[spec.name] = stem + part;
       write(stem + part, shards[i]);
     }
-    write_text(stem + ".safetensors.index.json",
-               nlohmann::json{{"metadata", nlohmann::json::object()}, {"weight_map", map}}.dump(1));
+    write_bytes(
+        stem + ".safetensors.index.json",
+        nlohmann::json{{"metadata", nlohmann::json::object()}, {"weight_map", map}}.dump(1) + "\n");
   }
 
-  void write_text(const std::string& file, const std::string& text) {
+  void write_bytes(const std::string& file, const std::string& bytes) {
     std::ofstream out(folder_ / file, std::ios::binary);
-    out << text << '\n';
+    out << bytes;
     out.close();
     if (!out) throw Error(str((folder_ / file).string(), ": expected to write it, found no space"));
   }
@@ -146,6 +148,63 @@ std::string config_text(const TransformerConfig& c) {
       .dump(2);
 }
 
+// Protocol buffers, as far as a SentencePiece model needs them.
+void append_varint(std::string& out, uint64_t value) {
+  for (; value >= 0x80; value >>= 7) out += static_cast<char>(value | 0x80);
+  out += static_cast<char>(value);
+}
+
+void append_int(std::string& out, uint64_t field, uint64_t value) {
+  append_varint(out, field << 3);
+  append_varint(out, value);
+}
+
+void append_bytes(std::string& out, uint64_t field, const std::string& bytes) {
+  append_varint(out, field << 3 | 2);
+  append_varint(out, bytes.size());
+  out += bytes;
+}
+
+// A SentencePiece model whose words are single letters, and bytes for all others: umT5's layout
+// without its vocabulary.
+std::string letters_tokenizer() {
+  enum : uint64_t { kNormal = 1, kUnknown = 2, kControl = 3, kByte = 6 };
+
+  std::string model;
+  const auto add = [&](const std::string& piece, uint64_t type) {
+    std::string message;
+    append_bytes(message, 1, piece);
+    message += "\x15";  // field 2, four bytes: the score
+    const float score = type == kNormal ? -1.0F : 0.0F;
+    message.append(reinterpret_cast<const char*>(&score), sizeof score);
+    append_int(message, 3, type);
+    append_bytes(model, 1, message);
+  };
+  add("<pad>", kControl);
+  add("</s>", kControl);
+  add("<s>", kControl);
+  add("<unk>", kUnknown);
+  for (int byte = 0; byte < 256; ++byte) {
+    char piece[8];
+    std::snprintf(piece, sizeof piece, "<0x%02X>", byte);
+    add(piece, kByte);
+  }
+  add("\xe2\x96\x81", kNormal);  // what stands for a space
+  for (char letter = '!'; letter <= '~'; ++letter) add(std::string(1, letter), kNormal);
+  std::string trainer;
+  append_int(trainer, 3, 1);   // unigram
+  append_int(trainer, 35, 1);  // bytes for what is unknown
+  append_int(trainer, 40, 3);  // <unk>, <s>, </s>, <pad>
+  append_int(trainer, 41, 2);
+  append_int(trainer, 42, 1);
+  append_int(trainer, 43, 0);
+  append_bytes(model, 2, trainer);
+  std::string normalizer;
+  append_bytes(normalizer, 1, "identity");
+  append_bytes(model, 3, normalizer);
+  return model;
+}
+
 }  // namespace
 
 void write_random_model(Context& ctx, const std::string& folder,
@@ -163,13 +222,14 @@ void write_random_model(Context& ctx, const std::string& folder,
     WeightTable table(none, nullptr);
     Transformer(sizes.transformer, DType::kF32, DType::kF32, table);
     writer.write_sharded("diffusion_pytorch_model", writer.specs(table));
-    writer.write_text("config.json", config_text(sizes.transformer));
+    writer.write_bytes("config.json", config_text(sizes.transformer) + "\n");
   }
   if (options.transformer_only) return;
   {
     WeightTable table(none, nullptr);
     TextEncoder::list_weights(sizes.text, table);
     writer.write("models_t5_umt5-xxl-enc-bf16.safetensors", writer.specs(table));
+    writer.write_bytes("spiece.model", letters_tokenizer());
   }
   {
     WeightTable table(none, nullptr);

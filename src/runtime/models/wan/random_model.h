@@ -1,5 +1,6 @@
 // Model folders of the true layout and sizes with random weights: anyone can measure speed and
-// memory without a licence or a download. They say nothing about quality.
+// memory without a licence or a download. They say nothing about quality. The tokenizer knows
+// letters only.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,265 @@
+// Models of the Wan family: Self-Forcing, Rolling-Forcing, LongLive, Causal-Forcing.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "device/context.h"
+#include "io/json.h"
+#include "media/frame.h"
+#include "models/wan/decoder.h"
+#include "models/wan/model.h"
+#include "models/wan/prompt.h"
+#include "ops/linear.h"
+#include "pipeline/wan_memory.h"
+#include "pipeline/wan_session.h"
+#include "player.h"
+#include "progress.h"
+#include "setup.h"
+#include "signals.h"
+
+namespace longtake::cli {
+namespace {
+
+constexpr int64_t kDefaultWidth = 832, kDefaultHeight = 480;
+constexpr int64_t kDefaultFrames = 81;  // 21 latents, as long as the official videos
+constexpr int64_t kPixelStep = wan::kLatentPixels * wan::kPatch;
+
+[[noreturn]] void usage(const std::string& message) {
+  throw Error(ErrorKind::kUsage, message);
+}
+
+void expect_no_world_flags(const GenerateFlags& flags) {
+  for (const auto& [flag, value] :
+       {std::pair("--actions", &flags.actions), std::pair("--actions-file", &flags.actions_file),
+        std::pair("--save-state", &flags.save_state), std::pair("--load-state", &flags.load_state),
+        std::pair("--calibration", &flags.calibration), std::pair("--init", &flags.init)}) {
+    if (!value->empty()) usage(str(flag, ": expected a world model, found one of the Wan family"));
+  }
+}
+
+// "WxH" in pixels -> the sides of a latent frame.
+void choose_size(const std::string& flag, WanOptions& options) {
+  int64_t width = kDefaultWidth, height = kDefaultHeight;
+  if (!flag.empty()) {
+    char end = 0;
+    const bool is_size = std::sscanf(flag.c_str(), "%5ldx%5ld%c", &width, &height, &end) == 2;
+    if (!is_size || width < kPixelStep || height < kPixelStep || width > kMaxFrameSide ||
+        height > kMaxFrameSide || width % kPixelStep != 0 || height % kPixelStep != 0)
+      usage(str("--size: expected WxH in multiples of ", kPixelStep, " up to ", kMaxFrameSide,
+                ", such as ", kDefaultWidth, "x", kDefaultHeight, ", found \"", printable(flag),
+                '"'));
+  }
+  options.width = width / wan::kLatentPixels;
+  options.height = height / wan::kLatentPixels;
+}
+
+wan::DecoderKind choose_decoder(const std::string& flag, const wan::ModelFiles& files) {
+  const bool is_vae = flag == "vae" || (flag.empty() && !files.vae.empty());
+  if ((is_vae ? files.vae : files.taehv).empty())
+    throw Error(ErrorKind::kInput, str(files.transformer, ": expected ",
+                                       flag == "vae"     ? "Wan2.1_VAE.pth"
+                                       : flag == "taehv" ? "taew2_1.pth"
+                                                         : "Wan2.1_VAE.pth or taew2_1.pth",
+                                       " beside it or in --base-model, found none"));
+  return is_vae ? wan::DecoderKind::kVae : wan::DecoderKind::kTaehv;
+}
+
+int64_t choose_frames(const GenerateFlags& flags) {
+  if (flags.seconds)
+    return std::max<int64_t>(1, std::llround(*flags.seconds * wan::kFramesPerSecond));
+  return flags.frames.value_or(kDefaultFrames);
+}
+
+// What it is made of, and which flag lowers the largest part.
+std::string memory_text(const WanMemory& memory, const WanOptions& options) {
+  const std::string& policy = options.method->memory.memory;
+  const std::pair<double, const char*> parts[] = {
+      {memory.weights, options.dtype == DType::kF32 ? "--dtype bf16" : "a smaller model"},
+      {memory.cache, policy == "full"     ? "--memory window or fewer --frames"
+                     : policy == "window" ? "--window-frames or --size"
+                                          : "--memory-budget or --size"},
+      {memory.work + memory.stream, "--size or --decoder taehv"}};
+  return str("(weights ", bytes_text(memory.weights), ", cache ", bytes_text(memory.cache),
+             ", temporaries ", bytes_text(memory.work), ", decoder's past ",
+             bytes_text(memory.stream), "; ",
+             std::max_element(std::begin(parts), std::end(parts))->second, " lowers it)");
+}
+
+// Stops between two layers: a pass over a large model takes too long to wait for.
+class StopWatcher final : public PassObserver {
+ public:
+  void on_layer(int64_t /*layer*/, View /*x*/) override {
+    if (stop_signal() != 0) throw Stopped();
+  }
+};
+
+class WanPlayer final : public Player {
+ public:
+  explicit WanPlayer(const GenerateFlags& flags)
+      : flags_(flags),
+        files_(wan::find_model_files(flags.model, flags.base_model)),
+        dtype_(choose_dtype(flags.dtype, choose_device(flags.device))) {
+    expect_no_world_flags(flags);
+    const std::string family = flags.rollout.empty() ? files_.family : flags.rollout;
+    WanOptions& rollout = options_.rollout;
+    rollout = named_as_flag([&] { return options_of_family(family); });
+    rollout.dtype = dtype_;
+    choose_size(flags.size, rollout);
+    decoder_kind_ = choose_decoder(flags.decoder, files_);
+    num_frames_ = choose_frames(flags);
+    switches_ = parse_prompt_switches(flags.prompt_at, num_frames_);
+    config_ = wan::read_config(files_);
+    choose_prompts();
+    rollout.method =
+        named_as_flag([&] { return choose_method(rollout, config_, flags.preset, flags.method); });
+    if (flags.seed) options_.seed = *flags.seed;
+    const int64_t latents = wan::latents_of_frames(num_frames_);
+    options_.num_chunks = (latents + rollout.chunk_frames - 1) / rollout.chunk_frames;
+    rollout.expected_frames = options_.num_chunks * rollout.chunk_frames;
+    if (!flags.save_prompt.empty()) expect_writable("--save-prompt", flags.save_prompt);
+    expect_memory();
+  }
+
+  int64_t num_frames() const override { return num_frames_; }
+
+  void load() override {
+    ctx_ =
+        std::make_unique<Context>(choose_device(flags_.device), static_cast<int>(flags_.threads));
+    encode_prompts();
+    transformer_ = wan::load_transformer(*ctx_, files_, dtype_, DType::kF32, &weight_bytes_);
+    size_t decoder_bytes = 0;
+    decoder_ = wan::open_decoder(*ctx_, decoder_file(), decoder_kind_, dtype_, &decoder_bytes);
+    weight_bytes_ += decoder_bytes;
+    session_ =
+        std::make_unique<WanSession>(*ctx_, *transformer_, *decoder_, prompt_.embeddings, options_);
+    session_->observe(&watcher_);
+  }
+
+  RunStats describe() const override {
+    RunStats stats;
+    stats.model = files_.transformer;
+    stats.prompt = prompt_.text;
+    stats.method = session_->rollout().method().to_string();
+    stats.dtype = name_of(dtype_);
+    stats.device = ctx_->device().to_string();
+    stats.threads = ctx_->threads();
+    stats.seed = options_.seed;
+    stats.num_steps = session_->rollout().method().num_steps;
+    stats.frame_width = options_.rollout.width * wan::kLatentPixels;
+    stats.frame_height = options_.rollout.height * wan::kLatentPixels;
+    stats.fps = wan::kFramesPerSecond;
+    stats.weight_bytes = weight_bytes_;
+    return stats;
+  }
+
+  void next_chunk(const FrameSink& rgb) override {
+    // Of several prompts that are due the last one counts.
+    const size_t before = next_switch_;
+    while (next_switch_ < switches_.size() &&
+           switches_[next_switch_].frame <= session_->num_frames())
+      ++next_switch_;
+    if (next_switch_ > before) session_->switch_prompt(later_prompts_[next_switch_ - 1]);
+    session_->next_chunk([&](View frame) {
+      if (stop_signal() != 0) throw Stopped();
+      rgb(frame);
+    });
+  }
+
+  const ChunkStats& last_chunk() const override { return session_->last_chunk(); }
+
+  size_t workspace_bytes() const override { return ctx_->workspace().bytes_reserved(); }
+
+ private:
+  Checkpoint decoder_file() const {
+    return Checkpoint(decoder_kind_ == wan::DecoderKind::kVae ? files_.vae : files_.taehv);
+  }
+
+  bool needs_encoder() const { return flags_.load_prompt.empty() || !switches_.empty(); }
+
+  void choose_prompts() {
+    const bool has_words = !flags_.prompt.empty() || !flags_.prompt_file.empty();
+    if (!flags_.load_prompt.empty()) {
+      if (has_words) usage("--load-prompt: expected no --prompt beside it, found one");
+      prompt_ = wan::load_prompt(flags_.load_prompt, config_.text_dim);
+    } else {
+      prompt_.text = choose_prompt(flags_);
+      if (prompt_.text.find_first_not_of(" \t\r\n") == std::string::npos)
+        usage("--prompt: expected what the video shows, or --load-prompt, found none");
+    }
+    if (!needs_encoder()) return;
+    for (const auto& [what, path] :
+         {std::pair("models_t5_umt5-xxl-enc-bf16.pth", &files_.text_encoder),
+          std::pair("google/umt5-xxl/spiece.model", &files_.tokenizer)}) {
+      if (path->empty())
+        throw Error(ErrorKind::kInput, str(files_.transformer, ": expected ", what,
+                                           " beside it or in --base-model, or --load-prompt, "
+                                           "found none"));
+    }
+  }
+
+  // What does not fit is refused at the start rather than killed after an hour.
+  void expect_memory() const {
+    const WanMemory play = memory_to_play(options_.rollout, config_, decoder_file(), decoder_kind_);
+    const size_t there = free_memory_bytes();
+    expect_memory(there, play.total(), memory_text(play, options_.rollout));
+    if (!needs_encoder()) return;
+    const size_t encode = memory_to_encode(Checkpoint(files_.text_encoder), dtype_);
+    expect_memory(there, encode, "for the text encoder (--load-prompt needs none of it)");
+  }
+
+  static void expect_memory(size_t there, size_t wanted, const std::string& what) {
+    if (wanted > there)
+      throw Error(ErrorKind::kUsage,
+                  str("memory: expected ", bytes_text(static_cast<double>(wanted)), ' ', what,
+                      ", found ", bytes_text(static_cast<double>(there)), " free"));
+  }
+
+  void encode_prompts() {
+    if (needs_encoder()) {
+      std::vector<std::string> texts;
+      if (flags_.load_prompt.empty()) texts.push_back(prompt_.text);
+      for (const PromptSwitch& later : switches_) texts.push_back(later.text);
+      std::vector<Tensor> encoded = wan::encode_prompts(*ctx_, files_, texts, dtype_);
+      if (encoded[0].dim(1) != config_.text_dim)
+        throw Error(ErrorKind::kInput,
+                    str(files_.text_encoder, ": expected embeddings of ", config_.text_dim,
+                        " values, as the transformer reads them, found ", encoded[0].dim(1)));
+      auto next = encoded.begin();
+      if (flags_.load_prompt.empty()) prompt_.embeddings = std::move(*next++);
+      std::move(next, encoded.end(), std::back_inserter(later_prompts_));
+    }
+    if (!flags_.save_prompt.empty()) wan::save_prompt(flags_.save_prompt, prompt_);
+  }
+
+  GenerateFlags flags_;
+  wan::ModelFiles files_;
+  DType dtype_;
+  wan::TransformerConfig config_;
+  wan::DecoderKind decoder_kind_ = wan::DecoderKind::kVae;
+  WanSessionOptions options_;
+  int64_t num_frames_ = 0;
+  wan::SavedPrompt prompt_;
+  std::vector<PromptSwitch> switches_;
+  std::vector<Tensor> later_prompts_;  // of the switches
+  size_t next_switch_ = 0;
+  StopWatcher watcher_;
+  std::unique_ptr<Context> ctx_;
+  size_t weight_bytes_ = 0;
+  std::unique_ptr<wan::Transformer> transformer_;
+  std::unique_ptr<wan::Decoder> decoder_;
+  std::unique_ptr<WanSession> session_;
+};
+
+}  // namespace
+
+std::unique_ptr<Player> make_wan_player(const GenerateFlags& flags) {
+  return std::make_unique<WanPlayer>(flags);
+}
+
+}  // namespace longtake::cli

@@ -1,0 +1,42 @@
+// Either of the two decoders as a stream of one video: latents in, pictures out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "device/context.h"
+#include "io/checkpoint.h"
+#include "models/wan/taehv.h"
+
+namespace longtake::wan {
+
+inline constexpr int64_t kLatentPixels = 8;     // one latent covers 8 x 8 pixels
+inline constexpr int64_t kFramesPerLatent = 4;  // but the first latent of a video is one frame
+inline constexpr double kFramesPerSecond = 16;
+
+// Frames that so many first latents of a video are, and the latents that so many frames need.
+inline constexpr int64_t frames_of_latents(int64_t latents) {
+  return latents == 0 ? 0 : 1 + kFramesPerLatent * (latents - 1);
+}
+
+inline constexpr int64_t latents_of_frames(int64_t frames) {
+  return frames == 0 ? 0 : 1 + (frames - 1 + kFramesPerLatent - 1) / kFramesPerLatent;
+}
+
+enum class DecoderKind : uint8_t { kVae, kTaehv };
+
+class Decoder {
+ public:
+  virtual ~Decoder() = default;
+
+  // z [16, h, w] f32, the video's next latent -> its frames [8 h, 8 w, 3] u8, one call each.
+  virtual void decode(Context& ctx, View z, const FrameSink& rgb) = 0;
+};
+
+// compute: f32 | bf16; bytes, if not null, receives what the weights take. Throws Error (kInput).
+std::unique_ptr<Decoder> open_decoder(Context& ctx, const Checkpoint& file, DecoderKind kind,
+                                      DType compute, size_t* bytes = nullptr);
+
+}  // namespace longtake::wan

@@ -1,0 +1,128 @@
+#include "pipeline/wan_memory.h"
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "kv/page.h"
+#include "models/wan/text_encoder.h"
+#include "models/wan/vae.h"
+
+namespace longtake {
+namespace {
+
+// Values per latent of a decoder's largest temporaries and of its state, in units of the VAE's
+// `dim`: measured, see docs/backbones.md.
+constexpr double kVaeWork = 1000, kVaeStream = 1000, kTaehvWork = 20000, kTaehvStream = 5000;
+
+// Matrices are packed in the compute type, with some padding; everything else is f32, and so are
+// those that run once per prompt or timestep.
+double packed_bytes(const WeightTable& table, DType compute) {
+  constexpr double kPadding = 1.03;
+  double bytes = 0;
+  for (const auto& [name, shape] : table.wanted()) {
+    const bool is_small = shape.rank() < 2 || name.starts_with("text_embedding.") ||
+                          name.starts_with("time_") || name.ends_with("modulation");
+    bytes += static_cast<double>(shape.numel()) *
+             static_cast<double>(is_small ? size_of(DType::kF32) : size_of(compute));
+  }
+  return kPadding * bytes;
+}
+
+double cache_bytes(const WanOptions& options, const wan::TransformerConfig& config) {
+  const ModelSizes sizes = model_sizes(options, config);
+  const Method method = options.method ? *options.method : own_method(options);
+  const CacheOptions cache = cache_options(method, sizes, options.dtype, options.expected_frames);
+  const double frame = cache_bytes_per_frame(sizes, options.dtype);
+  const auto own = static_cast<double>(options.chunk_frames);
+  const double in_work = options.is_rolling ? own * static_cast<double>(options.steps.size()) : own;
+  const auto frames_of = [&](int64_t keys) {
+    return static_cast<double>(keys) / static_cast<double>(sizes.frame_tokens);
+  };
+  if (cache.memory == "window")
+    return frame *
+           (in_work + static_cast<double>(cache.window_frames + 1 +
+                                          cache.sink_frames * (options.moves_sink ? 2 : 1)));
+  if (cache.memory == "full")
+    return frame * (in_work + static_cast<double>(options.expected_frames));
+  const int64_t budget =
+      cache.memory == "tempcache" ? cache.tempcache.budget_tokens : cache.budget_tokens;
+  const double kept = budget > 0 ? frames_of(budget) : static_cast<double>(options.expected_frames);
+  // A group has its key and value, and its key as it is compared, in f32 beside its page.
+  constexpr double kCopies = 3;
+  const double beside = cache.memory == "tempcache"
+                            ? kCopies * sizeof(float) * static_cast<double>(sizes.head_dim)
+                            : 0;
+  return frame * (in_work + 3 + kept) +
+         kept * static_cast<double>(sizes.frame_tokens * sizes.num_heads * sizes.num_layers) *
+             beside;
+}
+
+// Temporaries of a pass over so many tokens.
+double pass_bytes(const wan::TransformerConfig& config, double tokens, DType compute) {
+  const auto c = static_cast<double>(size_of(compute));
+  constexpr double kF32 = sizeof(float);
+  const double streams = static_cast<double>(config.dim) * (3 * kF32 + 6 * c);
+  const double hidden = static_cast<double>(config.ffn_dim) * c;
+  return tokens * (streams + hidden);
+}
+
+}  // namespace
+
+WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
+                         const Checkpoint& decoder, wan::DecoderKind kind) {
+  const Checkpoint none;
+  WanMemory out;
+  {
+    WeightTable table(none, nullptr);
+    const wan::Transformer transformer(config, DType::kF32, DType::kF32, table);
+    out.weights += packed_bytes(table, options.dtype);
+  }
+  WeightTable table(none, nullptr);
+  const auto latents = static_cast<double>(options.height * options.width);
+  const auto c = static_cast<double>(size_of(options.dtype));
+  double decode = 0;
+  if (kind == wan::DecoderKind::kVae) {
+    const int64_t dim = wan::vae_dim(decoder);
+    const wan::VaeDecoder vae(dim, DType::kF32, table);
+    decode = latents * static_cast<double>(dim) * kVaeWork * (8 + c);
+    out.stream = latents * static_cast<double>(dim) * kVaeStream * c;
+  } else {
+    const wan::TaehvDecoder taehv(DType::kF32, table);
+    decode = latents * kTaehvWork * c;
+    out.stream = latents * kTaehvStream * c;
+  }
+  out.weights += packed_bytes(table, options.dtype);
+  out.cache = cache_bytes(options, config);
+  const auto frame_tokens = static_cast<double>(model_sizes(options, config).frame_tokens);
+  const int64_t frames = options.is_rolling
+                             ? options.chunk_frames * static_cast<int64_t>(options.steps.size())
+                         : options.recaches ? options.context_frames
+                                            : options.chunk_frames;
+  out.work = std::max(
+      decode, pass_bytes(config, frame_tokens * static_cast<double>(frames), options.dtype));
+  return out;
+}
+
+size_t memory_to_encode(const Checkpoint& text_encoder, DType compute) {
+  const wan::TextEncoderConfig config = wan::text_encoder_config(text_encoder);
+  const Checkpoint none;
+  WeightTable table(none, nullptr);
+  wan::TextEncoder::list_weights(config, table);
+  const double words =
+      static_cast<double>(config.vocab_size * config.dim * static_cast<int64_t>(size_of(compute)));
+  return static_cast<size_t>(packed_bytes(table, compute) - words);  // the words stay in the file
+}
+
+size_t free_memory_bytes() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string key; info >> key;) {
+    size_t kib = 0;
+    if (key == "MemAvailable:" && info >> kib) return kib * 1024;
+    info.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return std::numeric_limits<size_t>::max();
+}
+
+}  // namespace longtake

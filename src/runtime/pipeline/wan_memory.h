@@ -1,0 +1,32 @@
+// What playing a model of the Wan family will take, from its files' headers and the options alone:
+// a run that cannot fit is refused before anything slow begins.
+#pragma once
+
+#include <cstddef>
+
+#include "io/checkpoint.h"
+#include "models/wan/decoder.h"
+#include "pipeline/wan_rollout.h"
+
+namespace longtake {
+
+struct WanMemory {
+  double weights = 0;  // of transformer and decoder
+  double cache = 0;    // of all layers
+  double work = 0;     // temporaries of a pass or a decoded frame, whichever is larger
+  double stream = 0;   // what the decoder keeps from frame to frame
+
+  size_t total() const { return static_cast<size_t>(weights + cache + work + stream); }
+};
+
+// An estimate, a little above what was measured (docs/backbones.md). Throws Error (kInput).
+WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
+                         const Checkpoint& decoder, wan::DecoderKind kind);
+
+// Of the text encoder, which is gone before the transformer comes.
+size_t memory_to_encode(const Checkpoint& text_encoder, DType compute);
+
+// Memory that the system could give this process now; what cannot be found out is no limit.
+size_t free_memory_bytes();
+
+}  // namespace longtake

@@ -1,0 +1,66 @@
+// WanSession: one video of a model of the Wan family, from encoded prompts to pictures. It owns the
+// rollout, the latents and the place in the video.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "device/context.h"
+#include "models/wan/decoder.h"
+#include "models/wan/transformer.h"
+#include "pipeline/stats.h"
+#include "pipeline/wan_rollout.h"
+
+namespace longtake {
+
+struct WanSessionOptions {
+  WanOptions rollout;
+  uint64_t seed = 0;
+  int64_t num_chunks = 0;  // to be made; 0: endless. A rolling rollout ends better if it knows
+};
+
+class WanSession {
+ public:
+  // text [T, text_dim] f32: the encoded prompt. ctx, transformer and decoder must outlive the
+  // session; the decoder begins a video. Throws Error (kUsage).
+  WanSession(Context& ctx, const wan::Transformer& transformer, wan::Decoder& decoder, View text,
+             const WanSessionOptions& options);
+
+  // Makes the next chunk; rgb receives its frames [H, W, 3] u8, one call each: 1 + 4 (n - 1) of a
+  // video's first n latents, 4 n of every other. What it cost is in last_chunk().
+  void next_chunk(const wan::FrameSink& rgb);
+
+  // What is made from here on follows another prompt.
+  void switch_prompt(View text) { rollout_->switch_prompt(ctx_, text); }
+
+  // Latents [F, 16, h, w] f32 that are to be continued, before the first chunk: only remembered.
+  // Their pictures are not handed out.
+  void remember(View latents);
+
+  // Frames handed out so far.
+  int64_t num_frames() const { return num_frames_; }
+
+  // The latest chunk, [chunk_frames, 16, h, w] f32.
+  View latents() const { return latents_; }
+
+  const WanRollout& rollout() const { return *rollout_; }
+
+  const ChunkStats& last_chunk() const { return last_chunk_; }
+
+  // Sees every pass from then on; nullptr: none.
+  void observe(PassObserver* observer) { rollout_->observe(observer); }
+
+ private:
+  void describe_caches();
+
+  Context& ctx_;
+  wan::Decoder& decoder_;
+  std::unique_ptr<WanRollout> rollout_;
+  NoiseSource noise_;
+  Tensor latents_;
+  int64_t num_frames_ = 0;
+  ChunkStats last_chunk_;
+  double commit_ms_ = 0, select_ms_ = 0;  // of all layers so far
+};
+
+}  // namespace longtake
