@@ -1,77 +1,19 @@
 // The binary as a person or a script meets it: good runs, bad input in one line with the right exit
 // code, and interruptions that leave a playable video.
-#include <fcntl.h>
-#include <gtest/gtest.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <chrono>
-#include <csignal>
-#include <functional>
 #include <nlohmann/json.hpp>
-#include <string>
-#include <thread>
-#include <vector>
 
 #include "base/error.h"
-#include "media/frame_reader.h"
-#include "runtime_support.h"
+#include "cli_support.h"
 
 namespace longtake {
 namespace {
 
 using namespace testing_support;
-using Args = std::vector<std::string>;
 
-struct Result {
-  int code = -1;  // exit code, or -signal
-  std::string out;
-  std::string err;
-};
-
-// A running binary whose output goes to files.
-class Process {
- public:
-  Process(const Args& args, const std::string& out, const std::string& err,
-          const std::function<void()>& before_exec = nullptr) {
-    pid_ = fork();
-    if (pid_ != 0) return;
-    dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), STDOUT_FILENO);
-    dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), STDERR_FILENO);
-    if (before_exec) before_exec();
-    std::vector<char*> argv = {const_cast<char*>("longtake")};
-    for (const std::string& arg : args) argv.push_back(const_cast<char*>(arg.c_str()));
-    argv.push_back(nullptr);
-    execv(LONGTAKE_BINARY, argv.data());
-    _exit(127);
-  }
-
-  void send(int signal) const { kill(pid_, signal); }
-
-  int wait() const {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
-
- private:
-  pid_t pid_ = -1;
-};
-
-class Cli : public testing::Test {
+class Cli : public CliTest {
  protected:
-  Result run(const Args& args, const std::function<void()>& before_exec = nullptr) const {
-    const std::string out = scratch_ / "stdout";
-    const std::string err = scratch_ / "stderr";
-    Result result;
-    result.code = Process(args, out, err, before_exec).wait();
-    result.out = read_text(out);
-    result.err = read_text(err);
-    return result;
-  }
-
   // generate on the tiny model with the scratch folder's v.mp4 as output, plus `extra`.
   Args generate(const Args& extra, const std::string& model = kTinyModel) const {
     Args args = {"generate",  "--model", model,   "--prompt",        "a winter land",
@@ -80,26 +22,7 @@ class Cli : public testing::Test {
     return args;
   }
 
-  void expect_failure(const Args& args, int code, const std::string& part) const {
-    const Result result = run(args);
-    EXPECT_EQ(result.code, code) << result.err;
-    EXPECT_NE(result.err.find(part), std::string::npos)
-        << "wanted: " << part << "\nfound: " << result.err;
-    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-    EXPECT_EQ(result.err.rfind("longtake: ", 0), 0U) << result.err;
-  }
-
-  static int count_frames(const std::string& path) {
-    const auto reader = open_frame_reader(path);
-    Frame frame;
-    int count = 0;
-    while (reader->read(frame)) ++count;
-    EXPECT_EQ(reader->width(), 256);
-    EXPECT_EQ(reader->height(), 128);
-    return count;
-  }
-
-  ScratchFolder scratch_;
+  static int count_frames(const std::string& path) { return CliTest::count_frames(path, 256, 128); }
 };
 
 TEST_F(Cli, MakesAVideoAndItsStatistics) {
@@ -221,7 +144,12 @@ TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
                  "--density: expected self-attention=annsa beside it");
   expect_failure(generate({"--preset", "annsa", "--density", "1.5"}), 2, "--density: expected");
   expect_failure(generate({"--dtype", "fp8"}), 2, "in this version");
-  expect_failure(generate({"--decoder", "taehv"}), 2, "in this version");
+  expect_failure(generate({"--decoder", "taehv"}), 2,
+                 "--decoder: expected a model of the Wan family, found a world model");
+  expect_failure(generate({"--frames", "3", "--prompt-at", "3:an autumn land"}), 2,
+                 "--prompt-at: expected FRAME:TEXT with a frame in 1..2");
+  expect_failure(generate({"--prompt-at", "3:a", "--prompt-at", "3:b"}), 2, "found two");
+  expect_failure(generate({"--prompt-at", "3:" + long_prompt}), 2, "at most 384");
   expect_failure(generate({"--device", "tpu"}), 2, "--device: expected cpu, cuda or cuda:N");
   expect_failure(generate({"--device", "cuda:x"}), 2, "--device: expected cpu, cuda or cuda:N");
   // A build without CUDA and a machine without that GPU both say what they lack.
@@ -366,7 +294,7 @@ TEST_F(Cli, UnwritablePlacesAreFoundAtTheStart) {
 }
 
 TEST_F(Cli, BadInputFilesAreExitCode3) {
-  expect_failure(generate({}, scratch_ / "none"), 3, "config.json: expected a readable file");
+  expect_failure(generate({}, scratch_ / "none"), 3, "expected a world model's config.json or");
   expect_failure({"generate", "--prompt-file", scratch_ / "none", "--out", scratch_ / "v.mp4",
                   "--model", kTinyModel},
                  3, "none");
@@ -398,16 +326,6 @@ TEST_F(Cli, BadInputFilesAreExitCode3) {
   write_text(weights, whole);
   replace_in_file(folder + "/config.json", "\"dim\": 64", "\"dim\": \"x\"");
   expect_failure(generate({"--frames", "1"}, folder), 3, "dim: expected an integer");
-}
-
-// Waits until the run has made some frames, which the state of the output shows.
-void wait_for_bytes(const std::string& path, size_t bytes) {
-  using namespace std::chrono_literals;
-  for (int i = 0; i < 600; ++i) {
-    std::error_code error;
-    if (std::filesystem::file_size(path, error) >= bytes && !error) return;
-    std::this_thread::sleep_for(50ms);
-  }
 }
 
 TEST_F(Cli, ASignalLeavesAPlayableVideoStatisticsAndState) {

@@ -569,5 +569,47 @@ TEST(TempCacheErrors, AreOneClearLine) {
   EXPECT_THROW(make_cache(ctx, beyond), Error);
 }
 
+// Where nothing merges yet, a reading that moves or hides the sink shows what a window shows.
+TEST(TempCache, MovesItsSinkAsAWindowDoes) {
+  Context ctx({}, 1);
+  std::vector<std::unique_ptr<KvCache>> caches;
+  for (const char* memory : {"window", "tempcache"}) {
+    CacheOptions options = options_of(memory);
+    options.sink_frames = 2;
+    options.window_frames = 6;
+    options.tempcache.exact_frames = 6;
+    options.tempcache.time_pairs = kTimePairs;
+    caches.push_back(make_cache(ctx, options));
+    for (int64_t frame = 10; frame < 16; ++frame) {
+      const Tensor keys = random_rows(static_cast<uint32_t>(frame));
+      caches.back()->commit(ctx, keys, keys, {frame, 1});
+    }
+  }
+  using Sink = HistoryReading::Sink;
+  for (const auto& [sink, next_frame] :
+       {std::pair(Sink::kBeforeWindow, int64_t{16}), std::pair(Sink::kBeforeWindow, int64_t{1000}),
+        std::pair(Sink::kHidden, int64_t{16}), std::pair(Sink::kInPlace, int64_t{16})}) {
+    HistoryReading reading;
+    reading.sink = sink;
+    reading.next_frame = next_frame;
+    reading.time_pairs = kTimePairs;
+    std::vector<Tensor> attended;
+    for (const auto& cache : caches) {
+      cache->set_reading(ctx, reading);
+      const Tensor q = random_rows(1);
+      cache->set_current(ctx, q, q);
+      attended.emplace_back(Device{}, DType::kF32, q.shape());
+      attend(ctx, q, cache->view(), 0.2F, attended.back());
+    }
+    for (int64_t i = 0; i < attended[0].numel(); ++i)
+      ASSERT_NEAR(attended[0].data<float>()[i], attended[1].data<float>()[i], 1e-5)
+          << static_cast<int>(sink) << " at " << next_frame;
+  }
+  for (const auto& cache : caches) {
+    cache->forget_window();
+    EXPECT_EQ(cache->entries(), 2 * kTokens);
+  }
+}
+
 }  // namespace
 }  // namespace longtake

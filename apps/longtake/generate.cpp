@@ -5,12 +5,15 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "base/error.h"
 #include "media/frame_writer.h"
 #include "models/wan/model_files.h"
+#include "models/world/model.h"
 #include "player.h"
 #include "progress.h"
 #include "setup.h"
@@ -28,7 +31,15 @@ double ms_since(Clock::time_point start) {
 }
 
 std::unique_ptr<Player> make_player(const GenerateFlags& flags) {
-  if (!flags.model.empty() && wan::is_model(flags.model)) return make_wan_player(flags);
+  if (!flags.model.empty()) {
+    if (wan::is_model(flags.model)) return make_wan_player(flags);
+    std::error_code error;
+    if (!std::filesystem::exists(std::filesystem::path(flags.model) / world::kConfigFile, error))
+      throw Error(ErrorKind::kInput,
+                  str(flags.model, ": expected a world model's ", world::kConfigFile,
+                      " or a transformer of the Wan family, such as ",
+                      "diffusion_pytorch_model.safetensors, found neither"));
+  }
   return make_world_player(flags);
 }
 
@@ -72,7 +83,7 @@ void play(Player& player, FrameWriter& writer, bool quiet, RunStats& stats) {
     try {
       player.next_chunk(write);
     } catch (const Stopped&) {
-      break;
+      if (done == before) break;
     } catch (const Error& error) {
       throw Error(error.kind(), str(error.what(), "; stopped after ", done, " frames"));
     }

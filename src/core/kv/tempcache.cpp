@@ -37,6 +37,7 @@
 #include "device/dispatch.h"
 #include "device/parallel.h"
 #include "kv/host_cache.h"
+#include "kv/moved_sink.h"
 #include "kv/tempcache_ages.h"
 #include "kv/tempcache_groups.h"
 #include "kv/tempcache_head.h"
@@ -70,7 +71,9 @@ class TempCache final : public HostCache {
       : HostCache(ctx, options),
         merge_(resolve_rule(options.tempcache)),
         ages_(options.head_dim, merge_.time_pairs, merge_.time_theta),
-        pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens) {
+        pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens),
+        shown_(static_cast<size_t>(options.num_heads)),
+        moved_(store_, options.num_heads) {
     check_tempcache(options);
     for (int64_t head = 0; head < options.num_heads; ++head)
       heads_.emplace_back(options.head_dim, merge_);
@@ -151,6 +154,9 @@ class TempCache final : public HostCache {
     check_chunk(k, v);
     expect_tokens("commit", k, position);
     drop_current();
+    reading_ = {};
+    if (num_sink_ == 0) first_frame_ = position.first_frame;
+    if (num_sink_ < options_.sink_frames) moved_.forget();
     for (int64_t frame = 0; frame < position.num_frames; ++frame) {
       append(k, v, frame * options_.tokens_per_frame, options_.tokens_per_frame, /*fill=*/false);
       if (num_sink_ < options_.sink_frames) {
@@ -183,14 +189,41 @@ class TempCache final : public HostCache {
 
   void reset() override {
     HostCache::reset();
-    for (HeadGroups& head : heads_) head.clear();
-    std::fill(readers_.begin(), readers_.end(), 0.0F);
-    read_sums_.clear();
-    num_read_ = num_reads_ = 0;
-    longest_query_ = 0;
-    exact_.clear();
-    num_sink_ = num_retired_ = 0;
-    counts_ = {};
+    num_sink_ = 0;
+    forget_others();
+  }
+
+  void forget_window() override {
+    drop_current();
+    for (PageList& list : pages_) {
+      const auto first = list.begin() + num_sink_ * pages_per_frame_;
+      std::for_each(first, list.end(), [this](const KvPage& page) { store_.give_back(page); });
+      list.erase(first, list.end());
+    }
+    forget_others();
+  }
+
+  // What is read beside the sink is the policy's: a reading only says where the sink stands.
+  void set_reading(Context& ctx, const HistoryReading& reading) override {
+    drop_current();
+    reading_ = reading;
+    if (reading.sink != HistoryReading::Sink::kBeforeWindow) return;
+    const int64_t others = num_retired_ + static_cast<int64_t>(exact_.size());
+    moved_.move(ctx, pages_, num_sink_ * pages_per_frame_, reading,
+                sink_distance(reading, first_frame_, num_sink_, others));
+  }
+
+  KvView view() const override {
+    const bool is_moved = reading_.sink == HistoryReading::Sink::kBeforeWindow && moved_.is_moved();
+    if (!is_moved && reading_.sink != HistoryReading::Sink::kHidden) return HostCache::view();
+    for (size_t head = 0; head < pages_.size(); ++head) {
+      const auto others = pages_[head].begin() + num_sink_ * pages_per_frame_;
+      shown_[head].assign(others, pages_[head].end());
+      if (is_moved)
+        shown_[head].insert(shown_[head].begin(), moved_.pages(head).begin(),
+                            moved_.pages(head).begin() + num_sink_ * pages_per_frame_);
+    }
+    return {store_.dtype(), store_.head_dim(), shown_};
   }
 
   MergeCounts merge_counts() const override { return counts_; }
@@ -330,6 +363,20 @@ class TempCache final : public HostCache {
     }
     std::fill(read_sums_.begin(), read_sums_.end(), 0.0F);
     num_read_ = 0;
+  }
+
+  // All that is not the sink's.
+  void forget_others() {
+    for (HeadGroups& head : heads_) head.clear();
+    std::fill(readers_.begin(), readers_.end(), 0.0F);
+    read_sums_.clear();
+    num_read_ = num_reads_ = 0;
+    longest_query_ = 0;
+    exact_.clear();
+    num_retired_ = 0;
+    counts_ = {};
+    reading_ = {};
+    moved_.forget();
   }
 
   // Every group's bias, for queries that ask at frame `now`.
@@ -502,7 +549,11 @@ class TempCache final : public HostCache {
   std::vector<HeadGroups> heads_;
   std::deque<int64_t> exact_;  // frames that are still exact, oldest first
   int64_t num_sink_ = 0;       // frames held for ever so far
-  int64_t num_retired_ = 0;    // frames that have joined the groups
+  int64_t first_frame_ = 0;    // of them
+  HistoryReading reading_;
+  mutable std::vector<PageList> shown_;  // per head, what view() shows of a limited reading
+  MovedSink moved_;
+  int64_t num_retired_ = 0;  // frames that have joined the groups
   MergeCounts counts_;
   // Scratch of one frame's work: by head, but for the last.
   std::vector<std::vector<int64_t>> leaving_;  // groups to forget, descending

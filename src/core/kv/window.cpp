@@ -2,15 +2,12 @@
 // recent. Each frame has pages of its own, so that dropping one moves nothing. Memory is constant.
 //
 // A pass may read less than that, and may see the sink as if it stood just before the window, which
-// keeps the distance that a model was trained with. Rotations compose, so the sink's keys are
-// turned by the frames they are moved; the copies are made again only when that number changes.
+// keeps the distance that a model was trained with.
 #include <algorithm>
-#include <array>
 
 #include "base/error.h"
-#include "device/parallel.h"
 #include "kv/host_cache.h"
-#include "kv/time_rotation.h"
+#include "kv/moved_sink.h"
 
 namespace longtake {
 namespace {
@@ -21,7 +18,7 @@ class WindowCache final : public HostCache {
       : HostCache(ctx, options),
         pages_per_frame_((options.tokens_per_frame + kPageTokens - 1) / kPageTokens),
         shown_(static_cast<size_t>(options.num_heads)),
-        moved_sink_(static_cast<size_t>(options.num_heads)) {
+        moved_(store_, options.num_heads) {
     if (options.sink_frames < 0 || options.window_frames < 1)
       throw Error(ErrorKind::kUsage,
                   str("window: expected at least 1 frame and 0 sink frames, found ",
@@ -41,7 +38,7 @@ class WindowCache final : public HostCache {
     drop_current();
     reading_ = {};
     if (num_frames() == 0) first_frame_ = position.first_frame;
-    if (num_frames() < options_.sink_frames) moved_by_ = 0;
+    if (num_frames() < options_.sink_frames) moved_.forget();
     for (int64_t frame = 0; frame < position.num_frames; ++frame) {
       if (num_frames() == options_.sink_frames + options_.window_frames)
         erase(options_.sink_frames * pages_per_frame_,
@@ -53,7 +50,7 @@ class WindowCache final : public HostCache {
   void reset() override {
     HostCache::reset();
     reading_ = {};
-    moved_by_ = 0;
+    moved_.forget();
   }
 
   void forget_window() override {
@@ -66,19 +63,19 @@ class WindowCache final : public HostCache {
     drop_current();
     reading_ = reading;
     if (reading.sink != HistoryReading::Sink::kBeforeWindow) return;
-    const int64_t first_read = reading.next_frame - num_window_frames_read();
-    const int64_t moved_by = first_read - num_sink_frames() - first_frame_;
-    if (moved_by != moved_by_) move_sink(ctx, moved_by);
+    const int64_t sink = num_sink_frames();
+    moved_.move(ctx, pages_, sink * pages_per_frame_, reading,
+                sink_distance(reading, first_frame_, sink, num_frames() - sink));
   }
 
   KvView view() const override {
     if (reading_.is_everything()) return HostCache::view();
-    const bool is_moved = reading_.sink == HistoryReading::Sink::kBeforeWindow && moved_by_ != 0;
+    const bool is_moved = reading_.sink == HistoryReading::Sink::kBeforeWindow && moved_.is_moved();
     const int64_t sink = num_sink_frames() * pages_per_frame_;
     const int64_t first_read = (num_frames() - num_window_frames_read()) * pages_per_frame_;
     for (size_t head = 0; head < pages_.size(); ++head) {
       const PageList& all = pages_[head];
-      const auto from = is_moved ? moved_sink_[head].begin() : all.begin();
+      const auto from = is_moved ? moved_.pages(head).begin() : all.begin();
       shown_[head].clear();
       if (reading_.sink != HistoryReading::Sink::kHidden)
         shown_[head].insert(shown_[head].end(), from, from + sink);
@@ -121,39 +118,11 @@ class WindowCache final : public HostCache {
     return std::min(num_frames() - num_sink_frames(), reading_.window_frames);
   }
 
-  // Copies of the sink's pages with keys turned by `frames` more.
-  void move_sink(Context& ctx, int64_t frames) {
-    moved_by_ = frames;
-    const TimeRotation rotation(reading_.time_pairs, reading_.time_theta, frames);
-    const auto wanted = static_cast<size_t>(num_sink_frames() * pages_per_frame_);
-    for (PageList& pages : moved_sink_) {
-      while (pages.size() < wanted) pages.push_back(store_.take());
-    }
-    parallel_for(ctx, options_.num_heads, 1, [&](int64_t begin_head, int64_t end_head) {
-      std::array<float, size_t{2} * TimeRotation::kMaxPairs> key, value;
-      for (auto head = static_cast<size_t>(begin_head); head < static_cast<size_t>(end_head);
-           ++head) {
-        for (size_t page = 0; page < wanted; ++page) {
-          const KvPage& from = pages_[head][page];
-          KvPage& to = moved_sink_[head][page];
-          clear_page(to, options_.dtype, options_.head_dim);
-          for (int64_t slot = 0; slot < from.num_keys; ++slot) {
-            read_token(from, options_.dtype, options_.head_dim, slot, key.data(), value.data());
-            rotation.apply(key.data());
-            write_token(to, options_.dtype, options_.head_dim, slot, key.data(), value.data(),
-                        from.bias[slot]);
-          }
-        }
-      }
-    });
-  }
-
   int64_t pages_per_frame_;
   int64_t first_frame_ = 0;  // of the sink
   HistoryReading reading_;
   mutable std::vector<PageList> shown_;  // per head, what view() shows of a limited reading
-  std::vector<PageList> moved_sink_;     // per head
-  int64_t moved_by_ = 0;                 // frames between moved_sink_ and the sink
+  MovedSink moved_;
 };
 
 }  // namespace

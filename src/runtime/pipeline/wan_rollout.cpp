@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -64,7 +65,22 @@ WanOptions resolved(WanOptions options, const wan::TransformerConfig& config) {
     options.context_frames =
         cache.window_frames + options.chunk_frames + (options.is_rolling ? 0 : options.sink_frames);
   method = name_dense_parts(method, config.num_layers);
+  const int64_t in_work = options.chunk_frames * static_cast<int64_t>(options.steps.size());
+  const int64_t least = in_work + options.sink_frames;
+  expect(!options.is_rolling || options.context_frames >= least, "window-frames",
+         str("at least ", least + options.sink_frames - options.chunk_frames,
+             ", so that all in work and the sink fit what the model reads"),
+         std::to_string(options.sink_frames + frames_behind_sink(options)));
   return options;
+}
+
+// A budget below what the policy needs shows when a cache is made: one of a single head.
+void try_cache(const WanOptions& options, const wan::TransformerConfig& config) {
+  CacheOptions cache =
+      cache_options(*options.method, model_sizes(options, config), options.dtype, 0);
+  cache.num_heads = 1;
+  Context ctx({}, 1);
+  make_cache(ctx, cache);
 }
 
 }  // namespace
@@ -131,7 +147,7 @@ Method choose_method(const WanOptions& options, const wan::TransformerConfig& co
         /*is_bytes=*/false};
   WanOptions with = options;
   with.method = method;
-  resolved(with, config);
+  try_cache(resolved(with, config), config);
   return method;
 }
 
@@ -198,17 +214,18 @@ void WanRollout::sample(Context& ctx, View x, const wan::Pass& pass, int64_t fir
                         View out) {
   transformer_.flow(ctx, x, pass, out);
   const int64_t frame_tokens = model_sizes(options_, transformer_.config()).frame_tokens;
-  const auto queries = static_cast<double>(x.dim(0) * frame_tokens);
+  const auto own = static_cast<double>(x.dim(0) * frame_tokens);
+  // A window may be read in part; other policies decide themselves.
+  double most = std::numeric_limits<double>::infinity();
+  if (method().memory.memory == "window" && options_.moves_sink)
+    most = static_cast<double>((options_.sink_frames + pass.reading.window_frames) * frame_tokens);
   for (const LayerState& layer : layers_) {
-    const KvView shown = layer.memory.cache->view();
-    int64_t keys = 0;
-    for (const auto& pages : shown.heads) {
-      for (const KvPage& page : pages) keys += page.num_keys;
-    }
+    const double history = static_cast<double>(layer.memory.cache->total_entries()) /
+                           static_cast<double>(transformer_.config().num_heads);
     const bool selects = pass.sparse && layer.memory.selector != nullptr;
-    pairs_read_ += queries * static_cast<double>(keys) / static_cast<double>(shown.num_heads()) *
-                   (selects ? layer.memory.selector->density() : 1);
-    pairs_there_ += queries * static_cast<double>((first_frame + x.dim(0)) * frame_tokens);
+    pairs_read_ +=
+        own * (own + std::min(history, most)) * (selects ? layer.memory.selector->density() : 1);
+    pairs_there_ += own * static_cast<double>((first_frame + x.dim(0)) * frame_tokens);
   }
 }
 
@@ -335,11 +352,6 @@ RollingRollout::RollingRollout(Context& ctx, const wan::Transformer& transformer
   expect(num_chunks == 0 || num_chunks >= num_steps(), "length",
          str("at least ", num_steps(), " chunks"), std::to_string(num_chunks));
   const int64_t in_work = num_steps() * options_.chunk_frames;
-  const int64_t least = in_work + options_.sink_frames;
-  expect(options_.context_frames >= least, "window-frames",
-         str("at least ", least - options_.chunk_frames + options_.sink_frames,
-             ", so that all in work and the sink fit what the model reads"),
-         std::to_string(history_frames() + options_.sink_frames));
   const auto frames = [&](int64_t count) {
     return Tensor(ctx.device(), DType::kF32,
                   {count, transformer.config().out_channels, options_.height, options_.width});
