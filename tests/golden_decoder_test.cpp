@@ -1,7 +1,9 @@
-// The decoders against the official code.
+// The decoders and encoders against the official code.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -9,8 +11,10 @@
 #include <vector>
 
 #include "golden_support.h"
+#include "models/wan/random_model.h"
 #include "models/wan/taehv.h"
 #include "models/wan/vae.h"
+#include "models/wan/vae_encoder.h"
 #include "ops/elementwise.h"
 #include "runtime_support.h"
 
@@ -34,6 +38,18 @@ Tensor channels_first(Context& ctx, View image, int64_t channels) {
   for (int64_t i = 0; i < area; ++i) {
     for (int64_t c = 0; c < channels; ++c)
       out.data<float>()[c * area + i] = wide.data<float>()[i * image.dim(2) + c];
+  }
+  return out;
+}
+
+// [C, H, W] f32 -> [H, W, C]
+Tensor channels_last(View image) {
+  const int64_t channels = image.dim(0);
+  const int64_t area = image.dim(1) * image.dim(2);
+  Tensor out(Device{}, DType::kF32, {image.dim(1), image.dim(2), channels});
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < area; ++i)
+      out.data<float>()[i * channels + c] = image.data<float>()[c * area + i];
   }
   return out;
 }
@@ -92,6 +108,35 @@ TEST_F(GoldenDecoder, Taehv) {
                   channels_first(ctx_, state.memory[stage][block], expected.dim(0)), bound);
     }
     print_tally(compute == DType::kF32 ? "taehv" : "taehv, bf16");
+  }
+}
+
+TEST_F(GoldenDecoder, TaehvEncoder) {
+  const Checkpoint golden(golden_path("taehv.safetensors"));
+  const Checkpoint none;
+  WeightTable list(none, nullptr);
+  wan::TaehvEncoder(DType::kF32, list);
+  const Checkpoint weights = formula_weights(golden, list.wanted(), formula_seed(golden),
+                                             scratch_ / "weights", "", taehv_exception);
+  const Tensor rgb = read_golden(golden, "encode.rgb");  // [9, 3, H, W]
+  const Tensor expected = read_golden(golden, "encode.latents");
+  for (const DType compute : {DType::kF32, DType::kBF16}) {
+    if (compute == DType::kBF16 && !bf16_products_supported()) continue;
+    const Bound bound = compute == DType::kF32 ? kCallF32 : Bound{INFINITY, 3e-2};
+    WeightTable table(weights, &ctx_);
+    const wan::TaehvEncoder encoder(compute, table);
+    table.finish();
+    wan::TaehvEncoder::State state;
+    int64_t latents = 0;
+    for (int64_t n = 0; n < 4 * expected.dim(0); ++n) {  // the last frame again at the end
+      const View frame = frame_of(rgb, std::min(n, rgb.dim(0) - 1));
+      encoder.encode(ctx_, channels_last(frame), state, [&](View z) {
+        expect_near(str("latent ", latents), frame_of(expected, latents), z, bound);
+        ++latents;
+      });
+      EXPECT_EQ(latents, (n + 1) / 4);
+    }
+    print_tally(compute == DType::kF32 ? "taehv encoder" : "taehv encoder, bf16");
   }
 }
 
@@ -177,6 +222,83 @@ TEST_F(GoldenDecoder, Vae) {
   print_tally("vae");
 }
 
+TEST_F(GoldenDecoder, VaeEncoder) {
+  const Checkpoint golden(golden_path("vae.safetensors"));
+  const Checkpoint weights(golden_path("vae.weights.safetensors"));
+  WeightTable table(weights, &ctx_);
+  const wan::VaeEncoder encoder(wan::vae_dim(weights), DType::kF32, table);
+  table.finish();
+  const Tensor x = read_golden(golden, "encode.x");
+  const Tensor expected = read_golden(golden, "encode.mu_normalised");
+  wan::VaeEncoder::State state;
+  int64_t latents = 0;
+  const auto encode = [&](int64_t frame) {
+    encoder.encode(ctx_, frame_last(x, frame), state, [&](View z) {
+      expect_near(str("latent ", latents), latent(expected, latents), z, kCallF32);
+      ++latents;
+    });
+  };
+  for (int64_t n = 0; n < x.dim(1); ++n) {
+    encode(n);
+    EXPECT_EQ(latents, 1 + n / 4);
+  }
+  EXPECT_EQ(latents, expected.dim(1));
+  encode(0);  // frames too few for another latent
+  encode(1);
+  EXPECT_EQ(latents, expected.dim(1));
+  print_tally("vae encoder");
+}
+
+// Real latents, which are all there is of real data: [1, 16, frames, H, W], 16 frames of 320 x 512
+// pixels. The weights are random, so only shapes, counts and ranges say something.
+TEST_F(GoldenDecoder, RealLatents) {
+  const std::string path = golden_path("../weights/test_latents_wan.pth");
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there: nothing decoded";
+  const Checkpoint file(path);
+  ASSERT_EQ(file.tensors().size(), 1U);
+  const StoredTensor& stored = file.tensors()[0];
+  ASSERT_EQ(stored.shape, (Shape{1, 16, 16, 40, 64}));
+  const Tensor all(Device{}, DType::kF32, stored.shape);
+  read_tensor(stored, all);
+  const View video = all.view().reshape({16, 16, 40, 64});
+  wan::write_random_model(ctx_, scratch_ / "model", {.size = "tiny", .dtype = DType::kF32});
+  const Checkpoint vae_file(scratch_ / "model/Wan2.1_VAE.safetensors");
+  const Checkpoint taehv_file(scratch_ / "model/taew2_1.safetensors");
+  WeightTable vae_table(vae_file, &ctx_);
+  const wan::VaeDecoder vae(wan::vae_dim(vae_file), DType::kF32, vae_table);
+  WeightTable taehv_table(taehv_file, &ctx_);
+  const wan::TaehvDecoder taehv(DType::kF32, taehv_table);
+  // Two frames as large as they are, and all of them in a part of the picture.
+  for (const auto& [frames, rows, columns] : {std::tuple(2, 40, 64), std::tuple(16, 6, 8)}) {
+    wan::VaeDecoder::State vae_state;
+    wan::TaehvDecoder::State taehv_state;
+    int vae_frames = 0, taehv_frames = 0;
+    const auto check = [&, height = rows, width = columns](View frame) {
+      ASSERT_EQ(frame.shape(), (Shape{8 * height, 8 * width, 3}));
+      for (int64_t i = 0; i < frame.numel(); ++i)
+        ASSERT_TRUE(std::isfinite(frame.data<float>()[i])) << i;
+    };
+    for (int64_t n = 0; n < frames; ++n) {
+      const Tensor z(Device{}, DType::kF32, {16, rows, columns});
+      for (int64_t c = 0; c < 16; ++c) {
+        for (int64_t y = 0; y < rows; ++y)
+          std::copy_n(video.data<float>() + ((c * 16 + n) * 40 + y) * 64, columns,
+                      z.data<float>() + (c * rows + y) * columns);
+      }
+      vae.decode(ctx_, z, vae_state, [&](View frame) {
+        check(frame);
+        ++vae_frames;
+      });
+      taehv.decode(ctx_, z, taehv_state, [&](View frame) {
+        check(frame);
+        ++taehv_frames;
+      });
+    }
+    EXPECT_EQ(vae_frames, 1 + 4 * (frames - 1));
+    EXPECT_EQ(taehv_frames, 4 * frames - 3);
+  }
+}
+
 // Blocks of the released sizes, fed video after video: run(frame, sink) is one frame's way through.
 void check_block(Context& ctx, const Checkpoint& golden, const std::string& name,
                  const std::function<void(View, const wan::FrameSink&)>& run) {
@@ -226,6 +348,12 @@ TEST_F(GoldenDecoder, VaeBlocksOfRealSize) {
     attention.forward(ctx_, x);
     sink(x);
   });
+  wan::VaeDownsample down;
+  load("downsample3d_192",
+       [&](WeightTable& table) { down.list(table, "", 192, true, DType::kF32); });
+  wan::VaeDownsample::State down_state;
+  check_block(ctx_, golden, "downsample3d_192",
+              [&](View x, const wan::FrameSink& sink) { down.forward(ctx_, x, down_state, sink); });
   for (const auto& [name, channels, is_temporal] :
        {std::tuple("upsample3d_384", 384, true), std::tuple("upsample2d_192", 192, false)}) {
     wan::VaeUpsample block;

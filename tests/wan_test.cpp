@@ -15,7 +15,7 @@
 #include "models/wan/taehv.h"
 #include "models/wan/text_encoder.h"
 #include "models/wan/transformer.h"
-#include "models/wan/vae.h"
+#include "models/wan/vae_encoder.h"
 #include "ops/clock.h"
 #include "pipeline/wan_rollout.h"
 #include "runtime_support.h"
@@ -59,6 +59,13 @@ TEST(WanSizes, AreThoseOfTheReleasedModels) {
   WeightTable taehv(none, nullptr);
   wan::TaehvDecoder(DType::kF32, taehv);
   EXPECT_EQ(parameters(taehv), 9'844'611);
+  WeightTable vae_encoder(none, nullptr);
+  wan::VaeEncoder(96, DType::kF32, vae_encoder);
+  constexpr int64_t kConv1 = 32 * 32 + 32;
+  EXPECT_EQ(parameters(vae_encoder), 53'595'872 + kConv1);
+  WeightTable taehv_encoder(none, nullptr);
+  wan::TaehvEncoder(DType::kF32, taehv_encoder);
+  EXPECT_EQ(parameters(taehv_encoder), 1'470'928);
 }
 
 // A tiny model with random weights, written once for all tests and removed at the end.

@@ -221,7 +221,8 @@ void WeightTable::conv(const std::string& name, int64_t out, int64_t in, DType c
     widen(bias->data, View(), wide_bias);
   }
   field.emplace(*ctx_, weight->data.reshape({out, taps * in, form.kernel, form.kernel}),
-                weight->scale, wide_bias, form.stride, static_cast<int>(form.kernel / 2), compute);
+                weight->scale, wide_bias, form.stride,
+                form.padding.value_or(static_cast<int>(form.kernel / 2)), compute);
   weight->source->release();
   bytes_ += field->bytes();
 }

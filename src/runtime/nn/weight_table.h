@@ -26,10 +26,11 @@ struct LinearForm {
   bool has_bias = true;
 };
 
-// A 2-D convolution as a file stores it, zero padding kernel / 2.
+// A 2-D convolution as a file stores it.
 struct ConvForm {
   int64_t kernel = 3;
   int stride = 1;
+  std::optional<int> padding = std::nullopt;  // zeros on every side; nullopt: kernel / 2
   bool has_bias = true;
   // Frames that a convolution over time sees: the weight is [out, in, taps, kernel, kernel] then,
   // and the layer takes the channels of all taps behind each other, oldest frame first. 0: a weight

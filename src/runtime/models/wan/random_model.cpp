@@ -14,7 +14,7 @@
 #include "models/wan/taehv.h"
 #include "models/wan/text_encoder.h"
 #include "models/wan/transformer.h"
-#include "models/wan/vae.h"
+#include "models/wan/vae_encoder.h"
 
 namespace longtake::wan {
 namespace {
@@ -234,10 +234,12 @@ void write_random_model(Context& ctx, const std::string& folder,
   {
     WeightTable table(none, nullptr);
     VaeDecoder(sizes.vae_dim, DType::kF32, table);
+    VaeEncoder(sizes.vae_dim, DType::kF32, table);
     writer.write("Wan2.1_VAE.safetensors", writer.specs(table));
   }
   WeightTable table(none, nullptr);
   TaehvDecoder(DType::kF32, table);
+  TaehvEncoder(DType::kF32, table);
   writer.write("taew2_1.safetensors", writer.specs(table));
 }
 

@@ -39,6 +39,13 @@ View channels_part(Context& ctx, View x, int64_t index, int64_t parts) {
 
 }  // namespace
 
+void TaehvBlock::list(WeightTable& table, const std::string& name, int64_t channels,
+                      DType compute) {
+  table.conv(name + ".conv.0", channels, 2 * channels, compute, conv0);
+  table.conv(name + ".conv.2", channels, channels, compute, conv2);
+  table.conv(name + ".conv.4", channels, channels, compute, conv4);
+}
+
 TaehvDecoder::TaehvDecoder(DType compute, WeightTable& table) : compute_(compute) {
   const auto name = [](int index) { return str("decoder.", index); };
   table.conv(name(1), kSizes[0].channels, kLatentChannels, compute, in_);
@@ -47,11 +54,8 @@ TaehvDecoder::TaehvDecoder(DType compute, WeightTable& table) : compute_(compute
     Stage& stage = stages_[static_cast<size_t>(s)];
     stage.frames = sizes.frames;
     for (int b = 0; b < kBlocks; ++b) {
-      const std::string at = name(sizes.first_block + b);
-      Block& block = stage.blocks[static_cast<size_t>(b)];
-      table.conv(at + ".conv.0", sizes.channels, 2 * sizes.channels, compute, block.conv0);
-      table.conv(at + ".conv.2", sizes.channels, sizes.channels, compute, block.conv2);
-      table.conv(at + ".conv.4", sizes.channels, sizes.channels, compute, block.conv4);
+      stage.blocks[static_cast<size_t>(b)].list(table, name(sizes.first_block + b), sizes.channels,
+                                                compute);
     }
     table.conv(name(sizes.grow) + ".conv", sizes.frames * sizes.channels, sizes.channels, compute,
                stage.grow, {.kernel = 1, .has_bias = false, .keeps_last_rows = true});
@@ -72,18 +76,19 @@ void TaehvDecoder::decode(Context& ctx, View z, State& state, const FrameSink& s
   run_stage(ctx, 0, x, state, skip, sink);
 }
 
-void TaehvDecoder::run_block(Context& ctx, const Block& block, Tensor& memory, View x) const {
+void TaehvBlock::run(Context& ctx, Tensor& memory, View x) const {
   const Workspace::Scope scope(ctx.workspace());
-  if (memory.empty()) memory = Tensor::zeros(ctx.device(), compute_, x.shape());
-  const View both = ctx.workspace().take(compute_, {x.dim(0), x.dim(1), 2 * x.dim(2)});
+  const DType compute = conv0->compute_dtype();
+  if (memory.empty()) memory = Tensor::zeros(ctx.device(), compute, x.shape());
+  const View both = ctx.workspace().take(compute, {x.dim(0), x.dim(1), 2 * x.dim(2)});
   const View parts[] = {x, memory};
   concat_channels(ctx, parts, both);
   convert(ctx, x, memory);
-  View h = convolve(ctx, both, *block.conv0, compute_);
+  View h = convolve(ctx, both, *conv0, compute);
   relu(ctx, h, h);
-  h = convolve(ctx, h, *block.conv2, compute_);
+  h = convolve(ctx, h, *conv2, compute);
   relu(ctx, h, h);
-  const View sum = convolve(ctx, h, *block.conv4, DType::kF32);
+  const View sum = convolve(ctx, h, *conv4, DType::kF32);
   add(ctx, sum, x);
   relu(ctx, sum, x);
 }
@@ -99,8 +104,7 @@ void TaehvDecoder::run_stage(Context& ctx, int index, View x, State& state, int6
   }
   const auto at = static_cast<size_t>(index);
   const Stage& stage = stages_[at];
-  for (size_t b = 0; b < stage.blocks.size(); ++b)
-    run_block(ctx, stage.blocks[b], state.memory[at][b], x);
+  for (size_t b = 0; b < stage.blocks.size(); ++b) stage.blocks[b].run(ctx, state.memory[at][b], x);
   // The official order is upsampling, then this 1 x 1 convolution: the same on a quarter of the
   // pixels.
   const View grown = convolve(ctx, x, *stage.grow, compute_);
@@ -111,6 +115,73 @@ void TaehvDecoder::run_stage(Context& ctx, int index, View x, State& state, int6
     upsample_nearest(ctx, small, large);
     const View next = convolve(ctx, large, *stage.conv, compute_);
     run_stage(ctx, index + 1, next, state, skip, sink);
+  }
+}
+
+TaehvEncoder::TaehvEncoder(DType compute, WeightTable& table) : compute_(compute) {
+  constexpr int64_t kChannels = 64;
+  constexpr int64_t kColours = 3;
+  constexpr int kStageTensors = 5, kFirst = 2, kOut = 17;
+  constexpr int64_t kPooled[kStages] = {2, 2, 1};
+  const auto name = [](int index) { return str("encoder.", index); };
+  table.conv(name(0), kChannels, kColours, compute, in_);
+  for (int s = 0; s < kStages; ++s) {
+    Stage& stage = stages_[static_cast<size_t>(s)];
+    stage.frames = kPooled[s];
+    const int first = kFirst + kStageTensors * s;
+    table.conv(name(first) + ".conv", kChannels, stage.frames * kChannels, compute, stage.pool,
+               {.kernel = 1, .has_bias = false});
+    table.conv(name(first + 1), kChannels, kChannels, compute, stage.conv,
+               {.stride = 2, .has_bias = false});
+    for (int b = 0; b < kBlocks; ++b)
+      stage.blocks[static_cast<size_t>(b)].list(table, name(first + 2 + b), kChannels, compute);
+  }
+  table.conv(name(kOut), TaehvDecoder::kLatentChannels, kChannels, compute, out_);
+  table.ignore("decoder.");
+}
+
+void TaehvEncoder::encode(Context& ctx, View rgb, State& state, const FrameSink& latent) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const View x = convolve(ctx, converted(ctx, rgb, compute_), *in_, compute_);
+  relu(ctx, x, x);
+  run_stage(ctx, 0, x, state, latent);
+}
+
+void TaehvEncoder::run_stage(Context& ctx, int index, View x, State& state,
+                             const FrameSink& latent) const {
+  const Workspace::Scope scope(ctx.workspace());
+  if (index == kStages) {
+    const View z = convolve(ctx, x, *out_, DType::kF32);
+    const View out = ctx.workspace().take(DType::kF32, {z.dim(2), z.dim(0), z.dim(1)});
+    to_channels_first(z, out);
+    latent(out);
+    return;
+  }
+  const auto at = static_cast<size_t>(index);
+  const Stage& stage = stages_[at];
+  View all = x;
+  if (stage.frames == 2) {
+    Tensor& waiting = state.waiting[at];
+    if (waiting.empty()) waiting = Tensor(ctx.device(), compute_, x.shape());
+    state.waits[at] = !state.waits[at];
+    if (state.waits[at]) return convert(ctx, x, waiting);
+    all = ctx.workspace().take(compute_, {x.dim(0), x.dim(1), 2 * x.dim(2)});
+    const View parts[] = {waiting, x};
+    concat_channels(ctx, parts, all);
+  }
+  const View pooled = convolve(ctx, all, *stage.pool, compute_);
+  const View small = convolve(ctx, pooled, *stage.conv, compute_);
+  for (size_t b = 0; b < stage.blocks.size(); ++b)
+    stage.blocks[b].run(ctx, state.memory[at][b], small);
+  run_stage(ctx, index + 1, small, state, latent);
+}
+
+void to_channels_first(View image, View out) {
+  const int64_t area = image.dim(0) * image.dim(1);
+  const auto* from = image.data<float>();
+  auto* to = out.data<float>();
+  for (int64_t c = 0; c < out.dim(0); ++c) {
+    for (int64_t i = 0; i < area; ++i) to[c * area + i] = from[i * image.dim(2) + c];
   }
 }
 

@@ -18,12 +18,6 @@ constexpr float kVaeEps = 1e-26F;
 constexpr int64_t kTaps = 3;
 constexpr int64_t kColours = 3;
 
-View norm_silu(Context& ctx, View x, const Tensor& gamma, DType dtype) {
-  const View out = ctx.workspace().take(dtype, x.shape());
-  rms_norm_silu(ctx, x, gamma.view().reshape({gamma.numel()}), kVaeEps, out);
-  return out;
-}
-
 // Channels [begin, begin + count) of [H, W, C] f32, as an image of their own.
 View channels_of(Context& ctx, View x, int64_t begin, int64_t count) {
   const View out = ctx.workspace().take(DType::kF32, {x.dim(0), x.dim(1), count});
@@ -32,6 +26,12 @@ View channels_of(Context& ctx, View x, int64_t begin, int64_t count) {
 }
 
 }  // namespace
+
+View norm_silu(Context& ctx, View x, const Tensor& gamma, DType dtype) {
+  const View out = ctx.workspace().take(dtype, x.shape());
+  rms_norm_silu(ctx, x, gamma.view().reshape({gamma.numel()}), kVaeEps, out);
+  return out;
+}
 
 void CausalConv::list(WeightTable& table, const std::string& name, int64_t out, int64_t in,
                       int64_t kernel, DType compute) {

@@ -117,6 +117,9 @@ class VaeDecoder {
   Tensor head_norm_;
 };
 
+// silu(norm(x)) of [H, W, C] f32 by the VAE's norm over channels, in `dtype`, in the workspace.
+View norm_silu(Context& ctx, View x, const Tensor& gamma, DType dtype);
+
 // The `dim` of a file's decoder. Throws Error (kInput) when it is no Wan VAE.
 int64_t vae_dim(const Checkpoint& file);
 

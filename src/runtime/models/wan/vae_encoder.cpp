@@ -1,0 +1,120 @@
+#include "models/wan/vae_encoder.h"
+
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+#include "nn/convolve.h"
+#include "ops/image.h"
+
+namespace longtake::wan {
+namespace {
+
+constexpr int64_t kColours = 3;
+
+// x [H, W, C] with a row and a column of zeros behind it.
+View padded(Context& ctx, View x) {
+  const View out = ctx.workspace().take(x.dtype(), {x.dim(0) + 1, x.dim(1) + 1, x.dim(2)});
+  const auto pixel = static_cast<size_t>(x.dim(2)) * size_of(x.dtype());
+  const size_t row = pixel * static_cast<size_t>(x.dim(1));
+  std::byte* to = out.raw();
+  for (int64_t y = 0; y < x.dim(0); ++y, to += row + pixel) {
+    std::memcpy(to, x.raw() + static_cast<size_t>(y) * row, row);
+    std::memset(to + row, 0, pixel);
+  }
+  std::memset(to, 0, row + pixel);
+  return out;
+}
+
+}  // namespace
+
+void VaeDownsample::list(WeightTable& table, const std::string& name, int64_t channels,
+                         bool is_temporal, DType compute) {
+  table.conv(name + "resample.1", channels, channels, compute, conv, {.stride = 2, .padding = 0});
+  if (is_temporal)
+    table.conv(name + "time_conv", channels, channels, compute, time_conv,
+               {.kernel = 1, .taps = 3});
+}
+
+void VaeDownsample::forward(Context& ctx, View x, State& state, const FrameSink& next) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const DType compute = conv->compute_dtype();
+  const View small = convolve(ctx, padded(ctx, converted(ctx, x, compute)), *conv, DType::kF32);
+  if (!time_conv) return next(small);
+  const auto keep = [&] {
+    Tensor& to = state.waiting[static_cast<size_t>(state.num_waiting++)];
+    if (to.empty()) to = Tensor(ctx.device(), compute, small.shape());
+    convert(ctx, small, to);
+  };
+  if (!std::exchange(state.has_begun, true)) {
+    keep();
+    return next(small);
+  }
+  if (state.num_waiting < 2) return keep();
+  const View all = ctx.workspace().take(compute, {small.dim(0), small.dim(1), 3 * small.dim(2)});
+  const View parts[] = {state.waiting[0], state.waiting[1], converted(ctx, small, compute)};
+  concat_channels(ctx, parts, all);
+  state.num_waiting = 0;
+  keep();
+  next(convolve(ctx, all, *time_conv, DType::kF32));
+}
+
+VaeEncoder::VaeEncoder(int64_t dim, DType compute, WeightTable& table) : compute_(compute) {
+  // Channels in and out of each group's blocks.
+  const std::array<std::pair<int64_t, int64_t>, kGroups> widths = {
+      {{dim, dim}, {dim, 2 * dim}, {2 * dim, 4 * dim}, {4 * dim, 4 * dim}}};
+  const int64_t widest = 4 * dim;
+  in_.list(table, "encoder.conv1", dim, kColours, 3, compute);
+  int number = 0;
+  const auto name = [&] { return str("encoder.downsamples.", number++, "."); };
+  for (size_t g = 0; g < kGroups; ++g) {
+    const auto [in, out] = widths[g];
+    for (size_t b = 0; b < kGroupBlocks; ++b)
+      blocks_[g][b].list(table, name(), out, b == 0 ? in : out, compute);
+    if (g + 1 < kGroups) downsamples_[g].list(table, name(), out, /*is_temporal=*/g > 0, compute);
+  }
+  middle1_.list(table, "encoder.middle.0.", widest, widest, compute);
+  attention_.list(table, "encoder.middle.1.", widest, compute);
+  middle2_.list(table, "encoder.middle.2.", widest, widest, compute);
+  table.tensor("encoder.head.0.gamma", {widest, 1, 1, 1}, head_norm_);
+  out_.list(table, "encoder.head.2", 2 * kLatentChannels, widest, 3, compute);
+  table.conv("conv1", 2 * kLatentChannels, 2 * kLatentChannels, compute, conv1_,
+             {.kernel = 1, .taps = 1});
+  table.ignore("decoder.");
+  table.ignore("conv2.");
+}
+
+void VaeEncoder::encode(Context& ctx, View rgb, State& state, const FrameSink& latent) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const View x = in_.forward(ctx, converted(ctx, rgb, compute_), state.in, DType::kF32);
+  run_group(ctx, 0, x, state, latent);
+}
+
+void VaeEncoder::run_group(Context& ctx, size_t index, View x, State& state,
+                           const FrameSink& latent) const {
+  const Workspace::Scope scope(ctx.workspace());
+  for (size_t b = 0; b < kGroupBlocks; ++b)
+    x = blocks_[index][b].forward(ctx, x, state.blocks[index][b]);
+  if (index + 1 < kGroups) {
+    downsamples_[index].forward(ctx, x, state.downsamples[index], [&](View frame) {
+      run_group(ctx, index + 1, frame, state, latent);
+    });
+    return;
+  }
+  x = middle1_.forward(ctx, x, state.middle[0]);
+  attention_.forward(ctx, x);
+  x = middle2_.forward(ctx, x, state.middle[1]);
+  const View head = out_.forward(ctx, norm_silu(ctx, x, head_norm_, compute_), state.out, compute_);
+  const View both = convolve(ctx, head, *conv1_, DType::kF32);
+  const View z = ctx.workspace().take(DType::kF32, {kLatentChannels, both.dim(0), both.dim(1)});
+  to_channels_first(both, z);
+  const int64_t area = both.dim(0) * both.dim(1);
+  for (int64_t c = 0; c < kLatentChannels; ++c) {
+    const auto at = static_cast<size_t>(c);
+    float* values = z.data<float>() + c * area;
+    for (int64_t i = 0; i < area; ++i) values[i] = (values[i] - kLatentMean[at]) / kLatentStd[at];
+  }
+  latent(z);
+}
+
+}  // namespace longtake::wan
