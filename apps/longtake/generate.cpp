@@ -72,10 +72,13 @@ void play(Player& player, FrameWriter& writer, bool quiet, RunStats& stats) {
     Stopwatch watch;
     const int64_t before = done;
     double write_ms = 0;
+    bool is_writing = false;
     const auto write = [&](View rgb) {
       if (done == wanted) return;
       watch.lap_ms();
+      is_writing = true;
       writer.write(rgb.data<uint8_t>());
+      is_writing = false;
       write_ms += watch.lap_ms();
       if (done++ == 0) stats.first_frame_ms = ms_since(process_start);
       progress.show(done, player.last_chunk());
@@ -85,6 +88,7 @@ void play(Player& player, FrameWriter& writer, bool quiet, RunStats& stats) {
     } catch (const Stopped&) {
       if (done == before) break;
     } catch (const Error& error) {
+      if (is_writing) throw;  // the writer says itself how far it came
       throw Error(error.kind(), str(error.what(), "; stopped after ", done, " frames"));
     }
     ChunkStats chunk = player.last_chunk();

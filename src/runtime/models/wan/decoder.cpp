@@ -1,43 +1,49 @@
 #include "models/wan/decoder.h"
 
-#include <algorithm>
-#include <cmath>
+#include <array>
+#include <utility>
 
 #include "models/wan/vae.h"
+#include "ops/copy.h"
+#include "ops/image.h"
 
 namespace longtake::wan {
 namespace {
 
-// round(255 (scale x + offset)), limited to bytes; what is not a number is 0.
-void to_rgb(View x, float scale, float offset, View rgb) {
-  const auto* from = x.data<float>();
-  auto* to = rgb.data<uint8_t>();
-  for (int64_t i = 0; i < x.numel(); ++i) {
-    const float value = std::min(255.0F, std::max(0.0F, 255 * (scale * from[i] + offset)));
-    to[i] = static_cast<uint8_t>(std::lround(value));
-  }
-}
-
-// Net: VaeDecoder or TaehvDecoder.
+// The frames of a decoder as bytes on the CPU.
+// Net: VaeDecoder, whose frames are in [-1, 1], or TaehvDecoder, whose are in [0, 1].
 template <typename Net>
 class Stream final : public Decoder {
  public:
-  Stream(Net net, float scale, float offset)
-      : net_(std::move(net)), scale_(scale), offset_(offset) {}
+  Stream(Net net, Tensor half) : net_(std::move(net)), half_(std::move(half)) {}
 
   void decode(Context& ctx, View z, const FrameSink& rgb) override {
     net_.decode(ctx, z, state_, [&](View frame) {
-      if (rgb_.empty()) rgb_ = Tensor(ctx.device(), DType::kU8, frame.shape());
-      to_rgb(frame, scale_, offset_, rgb_);
-      rgb(rgb_);
+      if (rgb_.empty()) {
+        rgb_ = Tensor(ctx.device(), DType::kU8, frame.shape());
+        host_ = Tensor::staging(ctx.device(), DType::kU8, frame.shape());
+      }
+      const Workspace::Scope scope(ctx.workspace());
+      to_rgb(ctx, half_.empty() ? frame : doubled(ctx, frame), rgb_);
+      copy(ctx, rgb_, host_);
+      rgb(host_);
     });
   }
 
  private:
+  // 2 x - 1: by way of planes, which is where a shift comes with.
+  View doubled(Context& ctx, View x) const {
+    const View planes = ctx.workspace().take(DType::kF32, {x.dim(2), x.dim(0), x.dim(1)});
+    to_planes(ctx, x, half_, half_, planes);
+    const View out = ctx.workspace().take(DType::kF32, x.shape());
+    to_channels_last(ctx, planes, View(), View(), out);
+    return out;
+  }
+
   Net net_;
   typename Net::State state_;
-  Tensor rgb_;
-  float scale_, offset_;
+  Tensor half_;  // [3]: 0.5, if frames are in [0, 1]
+  Tensor rgb_, host_;
 };
 
 }  // namespace
@@ -46,11 +52,13 @@ std::unique_ptr<Decoder> open_decoder(Context& ctx, const Checkpoint& file, Deco
                                       DType compute, size_t* bytes) {
   WeightTable table(file, &ctx);
   std::unique_ptr<Decoder> out;
-  if (kind == DecoderKind::kVae)
-    out =
-        std::make_unique<Stream<VaeDecoder>>(VaeDecoder(vae_dim(file), compute, table), 0.5F, 0.5F);
-  else
-    out = std::make_unique<Stream<TaehvDecoder>>(TaehvDecoder(compute, table), 1.0F, 0.0F);
+  if (kind == DecoderKind::kVae) {
+    out = std::make_unique<Stream<VaeDecoder>>(VaeDecoder(vae_dim(file), compute, table), Tensor());
+  } else {
+    Tensor half;
+    table.constant(std::array<float, 3>{0.5F, 0.5F, 0.5F}, half);
+    out = std::make_unique<Stream<TaehvDecoder>>(TaehvDecoder(compute, table), std::move(half));
+  }
   table.finish();
   if (bytes != nullptr) *bytes = table.bytes();
   return out;

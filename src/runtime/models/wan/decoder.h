@@ -31,7 +31,7 @@ class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // z [16, h, w] f32, the video's next latent -> its frames [8 h, 8 w, 3] u8, one call each.
+  // z [16, h, w] f32, the next latent -> its frames [8 h, 8 w, 3] u8 on the CPU, one call each.
   virtual void decode(Context& ctx, View z, const FrameSink& rgb) = 0;
 };
 

@@ -153,7 +153,7 @@ void TaehvEncoder::run_stage(Context& ctx, int index, View x, State& state,
   if (index == kStages) {
     const View z = convolve(ctx, x, *out_, DType::kF32);
     const View out = ctx.workspace().take(DType::kF32, {z.dim(2), z.dim(0), z.dim(1)});
-    to_channels_first(z, out);
+    to_planes(ctx, z, View(), View(), out);
     latent(out);
     return;
   }
@@ -174,15 +174,6 @@ void TaehvEncoder::run_stage(Context& ctx, int index, View x, State& state,
   for (size_t b = 0; b < stage.blocks.size(); ++b)
     stage.blocks[b].run(ctx, state.memory[at][b], small);
   run_stage(ctx, index + 1, small, state, latent);
-}
-
-void to_channels_first(View image, View out) {
-  const int64_t area = image.dim(0) * image.dim(1);
-  const auto* from = image.data<float>();
-  auto* to = out.data<float>();
-  for (int64_t c = 0; c < out.dim(0); ++c) {
-    for (int64_t i = 0; i < area; ++i) to[c * area + i] = from[i * image.dim(2) + c];
-  }
 }
 
 }  // namespace longtake::wan

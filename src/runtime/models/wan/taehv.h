@@ -102,7 +102,4 @@ class TaehvEncoder {
   std::array<Stage, kStages> stages_;
 };
 
-// [H, W, C] f32 -> the first channels of it as [channels, H, W] f32.
-void to_channels_first(View image, View out);
-
 }  // namespace longtake::wan

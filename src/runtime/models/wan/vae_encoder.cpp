@@ -64,6 +64,8 @@ VaeEncoder::VaeEncoder(int64_t dim, DType compute, WeightTable& table) : compute
   const std::array<std::pair<int64_t, int64_t>, kGroups> widths = {
       {{dim, dim}, {dim, 2 * dim}, {2 * dim, 4 * dim}, {4 * dim, 4 * dim}}};
   const int64_t widest = 4 * dim;
+  table.constant(kLatentMean, latent_mean_);
+  table.constant(kLatentStd, latent_std_);
   in_.list(table, "encoder.conv1", dim, kColours, 3, compute);
   int number = 0;
   const auto name = [&] { return str("encoder.downsamples.", number++, "."); };
@@ -106,14 +108,10 @@ void VaeEncoder::run_group(Context& ctx, size_t index, View x, State& state,
   x = middle2_.forward(ctx, x, state.middle[1]);
   const View head = out_.forward(ctx, norm_silu(ctx, x, head_norm_, compute_), state.out, compute_);
   const View both = convolve(ctx, head, *conv1_, DType::kF32);
+  const View means = ctx.workspace().take(DType::kF32, {both.dim(0), both.dim(1), kLatentChannels});
+  slice_channels(ctx, both, 0, means);
   const View z = ctx.workspace().take(DType::kF32, {kLatentChannels, both.dim(0), both.dim(1)});
-  to_channels_first(both, z);
-  const int64_t area = both.dim(0) * both.dim(1);
-  for (int64_t c = 0; c < kLatentChannels; ++c) {
-    const auto at = static_cast<size_t>(c);
-    float* values = z.data<float>() + c * area;
-    for (int64_t i = 0; i < area; ++i) values[i] = (values[i] - kLatentMean[at]) / kLatentStd[at];
-  }
+  to_planes(ctx, means, latent_std_, latent_mean_, z);
   latent(z);
 }
 

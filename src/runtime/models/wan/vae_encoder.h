@@ -62,7 +62,7 @@ class VaeEncoder {
   std::array<VaeDownsample, kGroups - 1> downsamples_;
   VaeResidual middle1_, middle2_;
   VaeAttention attention_;
-  Tensor head_norm_;
+  Tensor head_norm_, latent_mean_, latent_std_;
   std::optional<ConvWeight> conv1_;  // 1 x 1, behind the encoder proper: means, then variances
 };
 
