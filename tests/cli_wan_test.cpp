@@ -130,6 +130,27 @@ TEST_F(CliWan, AnotherPromptTakesOverAtTheNextChunk) {
   }
 }
 
+TEST_F(CliWan, StartsFromAPictureOrAVideo) {
+  play({"--prompt", "a", "--frames", "9"}, "given");
+  for (const char* decoder : {"vae", "taehv"}) {
+    for (const char* family : {"self-forcing", "longlive-infinite", "rolling-forcing"}) {
+      SCOPED_TRACE(std::string(decoder) + " " + family);
+      const Args base = {"--prompt", "a",         "--frames", "13",      "--decoder",
+                         decoder,    "--rollout", family,     "--stats", scratch_ / "s.json"};
+      Args video = base, picture_only = base;
+      video.insert(video.end(), {"--init", scratch_ / "given"});
+      picture_only.insert(picture_only.end(), {"--init", scratch_ / "given/frame_000003.png"});
+      play(base, "plain");
+      play(video, "video");
+      EXPECT_EQ(stats()["chunks"][0]["frames"], 12) << "no latent is a single frame any more";
+      play(picture_only, "picture");
+      EXPECT_NE(picture("video", 0), picture("plain", 0));
+      EXPECT_NE(picture("video", 0), picture("picture", 0));
+    }
+  }
+  expect_failure(generate({"--prompt", "a", "--init", scratch_ / "none.png"}), 3, "none.png");
+}
+
 TEST_F(CliWan, TheNumberOfStepsIsAFlag) {
   for (const char* family : {"longlive", "rolling-forcing"}) {
     play({"--prompt", "a", "--frames", "1", "--steps", "2", "--rollout", family, "--stats",

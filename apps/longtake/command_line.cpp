@@ -83,8 +83,9 @@ void add_generate(CLI::App& app, GenerateFlags& flags) {
       " *N to repeat: \"w*20 WD*40 .*5\" (default: a gentle tour; a short list starts again)");
   app.add_option("--actions-file", flags.actions_file, "read the actions from a file")
       ->excludes(actions);
-  app.add_option("--init", flags.init,
-                 "video or picture to start from; a video's frames follow the first actions");
+  app.add_option(
+      "--init", flags.init,
+      "video or picture to start from; in a world model its frames follow the first actions");
   auto* frames =
       app.add_option("--frames", flags.frames, "frames to make (default: as many as the actions)")
           ->check(integer_in(1, kMostFrames));

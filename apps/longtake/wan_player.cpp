@@ -11,10 +11,11 @@
 #include "base/error.h"
 #include "device/context.h"
 #include "io/json.h"
-#include "media/frame.h"
+#include "media/frame_reader.h"
 #include "models/wan/decoder.h"
 #include "models/wan/model.h"
 #include "models/wan/prompt.h"
+#include "ops/copy.h"
 #include "ops/linear.h"
 #include "pipeline/wan_memory.h"
 #include "pipeline/wan_session.h"
@@ -38,7 +39,7 @@ void expect_no_world_flags(const GenerateFlags& flags) {
   for (const auto& [flag, value] :
        {std::pair("--actions", &flags.actions), std::pair("--actions-file", &flags.actions_file),
         std::pair("--save-state", &flags.save_state), std::pair("--load-state", &flags.load_state),
-        std::pair("--calibration", &flags.calibration), std::pair("--init", &flags.init)}) {
+        std::pair("--calibration", &flags.calibration)}) {
     if (!value->empty()) usage(str(flag, ": expected a world model, found one of the Wan family"));
   }
 }
@@ -119,7 +120,10 @@ class WanPlayer final : public Player {
     rollout.method =
         named_as_flag([&] { return choose_method(rollout, config_, flags.preset, flags.method); });
     if (flags.seed) options_.seed = *flags.seed;
-    const int64_t latents = wan::latents_of_frames(num_frames_);
+    if (!flags.init.empty()) open_frame_reader(flags.init);
+    // A given video has the frame that is a latent of its own.
+    const int64_t latents = flags.init.empty() ? wan::latents_of_frames(num_frames_)
+                                               : wan::latents_of_frames(num_frames_ + 1) - 1;
     options_.num_chunks = (latents + rollout.chunk_frames - 1) / rollout.chunk_frames;
     rollout.expected_frames = options_.num_chunks * rollout.chunk_frames;
     if (!flags.save_prompt.empty()) expect_writable("--save-prompt", flags.save_prompt);
@@ -139,6 +143,7 @@ class WanPlayer final : public Player {
     session_ =
         std::make_unique<WanSession>(*ctx_, *transformer_, *decoder_, prompt_.embeddings, options_);
     session_->observe(&watcher_);
+    if (!flags_.init.empty()) remember_init();
   }
 
   RunStats describe() const override {
@@ -218,6 +223,34 @@ class WanPlayer final : public Player {
       throw Error(ErrorKind::kUsage,
                   str("memory: expected ", bytes_text(static_cast<double>(wanted)), ' ', what,
                       ", found ", bytes_text(static_cast<double>(there)), " free"));
+  }
+
+  // The given picture or video becomes the past. The encoder goes when it is read.
+  void remember_init() {
+    Context cpu({}, static_cast<int>(flags_.threads));
+    const DType compute = choose_dtype(flags_.dtype, cpu.device());
+    const auto encoder = wan::open_encoder(cpu, decoder_file(), decoder_kind_, compute);
+    const auto width = static_cast<int>(options_.rollout.width * wan::kLatentPixels);
+    const auto height = static_cast<int>(options_.rollout.height * wan::kLatentPixels);
+    std::vector<float> values;
+    const auto keep = [&](View z) {
+      values.insert(values.end(), z.data<float>(), z.data<float>() + z.numel());
+    };
+    const auto reader = open_frame_reader(flags_.init);
+    for (Frame frame; reader->read(frame);) {
+      if (stop_signal() != 0) return;
+      Frame scaled = resized(frame, width, height);
+      encoder->encode(cpu, View(scaled.rgb.data(), DType::kU8, Device{}, {height, width, 3}), keep);
+    }
+    encoder->finish(cpu, keep);
+    if (values.empty())
+      throw Error(ErrorKind::kInput, str(flags_.init, ": expected at least one frame, found none"));
+    const Shape frame{config_.out_channels, options_.rollout.height, options_.rollout.width};
+    const int64_t count = static_cast<int64_t>(values.size()) / frame.numel();
+    const View given(values.data(), DType::kF32, Device{}, {count, frame[0], frame[1], frame[2]});
+    const Tensor latents(ctx_->device(), DType::kF32, given.shape());
+    copy(*ctx_, given, latents);
+    session_->remember(latents);
   }
 
   void encode_prompts() {

@@ -12,9 +12,19 @@
 namespace longtake {
 namespace {
 
-// Values per latent of a decoder's largest temporaries and of its state, in units of the VAE's
-// `dim`: measured, see docs/backbones.md.
-constexpr double kVaeWork = 1000, kVaeStream = 1000, kTaehvWork = 20000, kTaehvStream = 5000;
+// Values that a decoder keeps from frame to frame: two frames before every convolution over time of
+// the VAE, per latent and channel of `dim`; one before every block of TAEHV, per latent.
+constexpr double kVaeStream = 1576, kTaehvStream = 5376;
+
+// Bytes of a decoder's temporaries per latent, of the VAE also per channel of `dim`, mostly those
+// of the last stage at 64 pixels a latent. The workspace grows by doubling: a little is wasted.
+double vae_work(double compute_bytes) {
+  return 1.5 * (2500 + 600 * compute_bytes);
+}
+
+double taehv_work(double compute_bytes) {
+  return 4096 * (4 + 6 * compute_bytes);
+}
 
 // Matrices are packed in the compute type, with some padding; everything else is f32, and so are
 // those that run once per prompt or timestep.
@@ -86,11 +96,11 @@ WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig
   if (kind == wan::DecoderKind::kVae) {
     const int64_t dim = wan::vae_dim(decoder);
     const wan::VaeDecoder vae(dim, DType::kF32, table);
-    decode = latents * static_cast<double>(dim) * kVaeWork * (8 + c);
+    decode = latents * static_cast<double>(dim) * vae_work(c);
     out.stream = latents * static_cast<double>(dim) * kVaeStream * c;
   } else {
     const wan::TaehvDecoder taehv(DType::kF32, table);
-    decode = latents * kTaehvWork * c;
+    decode = latents * taehv_work(c);
     out.stream = latents * kTaehvStream * c;
   }
   out.weights += packed_bytes(table, options.dtype);

@@ -19,7 +19,7 @@ struct WanMemory {
   size_t total() const { return static_cast<size_t>(weights + cache + work + stream); }
 };
 
-// An estimate, a little above what was measured (docs/backbones.md). Throws Error (kInput).
+// An estimate, meant to be a little too high. Throws Error (kInput).
 WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
                          const Checkpoint& decoder, wan::DecoderKind kind);
 

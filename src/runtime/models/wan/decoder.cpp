@@ -3,7 +3,7 @@
 #include <array>
 #include <utility>
 
-#include "models/wan/vae.h"
+#include "models/wan/vae_encoder.h"
 #include "ops/copy.h"
 #include "ops/image.h"
 
@@ -46,6 +46,49 @@ class Stream final : public Decoder {
   Tensor rgb_, host_;
 };
 
+class VaeStreamIn final : public Encoder {
+ public:
+  explicit VaeStreamIn(VaeEncoder net) : net_(std::move(net)) {}
+
+  void encode(Context& ctx, View rgb, const FrameSink& latent) override {
+    const Workspace::Scope scope(ctx.workspace());
+    const View pixels = ctx.workspace().take(DType::kF32, rgb.shape());
+    from_rgb(ctx, rgb, pixels);
+    net_.encode(ctx, pixels, state_, latent);
+  }
+
+  void finish(Context&, const FrameSink&) override {}
+
+ private:
+  VaeEncoder net_;
+  VaeEncoder::State state_;
+};
+
+class TaehvStreamIn final : public Encoder {
+ public:
+  explicit TaehvStreamIn(TaehvEncoder net) : net_(std::move(net)) {}
+
+  void encode(Context& ctx, View rgb, const FrameSink& latent) override {
+    if (pixels_.empty()) pixels_ = Tensor(ctx.device(), DType::kF32, rgb.shape());
+    from_rgb(ctx, rgb, pixels_);
+    for (int64_t i = 0; i < pixels_.numel(); ++i)
+      pixels_.data<float>()[i] = 0.5F * (pixels_.data<float>()[i] + 1);
+    net_.encode(ctx, pixels_, state_, latent);
+    ++num_frames_;
+  }
+
+  void finish(Context& ctx, const FrameSink& latent) override {
+    for (; num_frames_ % TaehvEncoder::kFramesPerLatent != 0; ++num_frames_)
+      net_.encode(ctx, pixels_, state_, latent);
+  }
+
+ private:
+  TaehvEncoder net_;
+  TaehvEncoder::State state_;
+  Tensor pixels_;  // the latest frame, in [0, 1]
+  int64_t num_frames_ = 0;
+};
+
 }  // namespace
 
 std::unique_ptr<Decoder> open_decoder(Context& ctx, const Checkpoint& file, DecoderKind kind,
@@ -61,6 +104,18 @@ std::unique_ptr<Decoder> open_decoder(Context& ctx, const Checkpoint& file, Deco
   }
   table.finish();
   if (bytes != nullptr) *bytes = table.bytes();
+  return out;
+}
+
+std::unique_ptr<Encoder> open_encoder(Context& ctx, const Checkpoint& file, DecoderKind kind,
+                                      DType compute) {
+  WeightTable table(file, &ctx);
+  std::unique_ptr<Encoder> out;
+  if (kind == DecoderKind::kVae)
+    out = std::make_unique<VaeStreamIn>(VaeEncoder(vae_dim(file), compute, table));
+  else
+    out = std::make_unique<TaehvStreamIn>(TaehvEncoder(compute, table));
+  table.finish();
   return out;
 }
 

@@ -1,4 +1,4 @@
-// Either of the two decoders as a stream of one video: latents in, pictures out.
+// Either of the two coders as a stream of one video: latents in, pictures out, and back.
 #pragma once
 
 #include <cstddef>
@@ -38,5 +38,22 @@ class Decoder {
 // compute: f32 | bf16; bytes, if not null, receives what the weights take. Throws Error (kInput).
 std::unique_ptr<Decoder> open_decoder(Context& ctx, const Checkpoint& file, DecoderKind kind,
                                       DType compute, size_t* bytes = nullptr);
+
+class Encoder {
+ public:
+  virtual ~Encoder() = default;
+
+  // rgb [8 h, 8 w, 3] u8, the video's next frame; latent receives every latent [16, h, w] f32 that
+  // is complete by then.
+  virtual void encode(Context& ctx, View rgb, const FrameSink& latent) = 0;
+
+  // The video ends. Of frames that are too few for a latent the VAE makes none, as the official
+  // code, and TAEHV one by repeating the last.
+  virtual void finish(Context& ctx, const FrameSink& latent) = 0;
+};
+
+// On the CPU. Throws Error (kInput).
+std::unique_ptr<Encoder> open_encoder(Context& ctx, const Checkpoint& file, DecoderKind kind,
+                                      DType compute);
 
 }  // namespace longtake::wan
