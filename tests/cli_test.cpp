@@ -93,7 +93,7 @@ TEST_F(Cli, Inspects) {
 }
 
 TEST_F(Cli, WrongUsageIsOneLineAndExitCode2) {
-  expect_failure({}, 2, "command: expected generate, compare, calibrate or inspect");
+  expect_failure({}, 2, "command: expected generate, compare, calibrate, bench or inspect");
   expect_failure({"direct"}, 2, "found \"direct\"");
   expect_failure({"serve", "--port", "1"}, 2, "found serve");
   expect_failure({"generate"}, 2, "--out");

@@ -36,6 +36,10 @@ void calibrate(const CalibrateFlags& flags) {
     throw Error(ErrorKind::kUsage,
                 str("--frames: expected more than the ", kPrimedFrames, " given ones and the ",
                     flags.probe_every, " up to the first probe, found ", flags.frames));
+  if (device.kind != DeviceKind::kCpu)
+    throw Error(ErrorKind::kUsage,
+                str("--device: expected cpu, where attention can be looked into, found ",
+                    device.to_string()));
   expect_writable("--out", path);
 
   Context ctx(device, static_cast<int>(flags.threads));

@@ -183,6 +183,26 @@ void add_calibrate(CLI::App& app, CalibrateFlags& flags) {
   app.add_flag("--quiet", flags.quiet, "the table only");
 }
 
+void add_bench(CLI::App& app, BenchFlags& flags) {
+  app.add_option("subject", flags.subject,
+                 "attention | merge | index | linear: kernels, on random numbers; rollout: a frame "
+                 "behind its history, by several methods")
+      ->required()
+      ->check(one_of({"attention", "merge", "index", "linear", "rollout"}, {}));
+  app.add_option("--model", flags.model,
+                 "of rollout: model folder (default: the embedded world model)");
+  app.add_option("--methods", flags.methods,
+                 "of rollout, separated by commas: " + method_names() +
+                     ", each with :key=value for options of generate (default: " + flags.methods +
+                     ")");
+  app.add_option("--history", flags.histories,
+                 "of rollout: frames remembered, separated by commas (default: 16,64)")
+      ->delimiter(',')
+      ->check(integer_in(4, kMostFrames));
+  app.add_option("--json", flags.json, "file for the same as JSON");
+  add_device(app, flags);
+}
+
 // The first word must be a command; CLI11 would only say that one is missing.
 void expect_command(const CLI::App& app, int argc, const char* const* argv) {
   const std::string word = argc > 1 ? argv[1] : "";
@@ -193,7 +213,8 @@ void expect_command(const CLI::App& app, int argc, const char* const* argv) {
   if (known || word.rfind('-', 0) == 0) return;
   throw Error(
       ErrorKind::kUsage,
-      str("command: expected generate, compare, calibrate or inspect (see longtake --help), found ",
+      str("command: expected generate, compare, calibrate, bench or inspect (see longtake --help), "
+          "found ",
           word.empty() ? "none" : '"' + word + '"'));
 }
 
@@ -214,6 +235,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   GenerateFlags generate;
   CompareFlags compare;
   CalibrateFlags calibrate;
+  BenchFlags bench;
   InspectFlags inspect;
   CLI::App* generate_app = app.add_subcommand("generate", "a prompt and actions become a video");
   add_generate(*generate_app, generate);
@@ -223,12 +245,15 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App* calibrate_app = app.add_subcommand(
       "calibrate", "which layers and steps of a model should stay dense under sparse attention");
   add_calibrate(*calibrate_app, calibrate);
+  CLI::App* bench_app =
+      app.add_subcommand("bench", "how fast the parts are here, each beside its error");
+  add_bench(*bench_app, bench);
   CLI::App* inspect_app =
       app.add_subcommand("inspect", "what is inside a model, a checkpoint or a saved state");
   inspect_app->add_option("path", inspect.path, "model folder, .safetensors file or state")
       ->required();
   std::vector<CLI::App*> later;
-  for (const char* name : {"bench", "serve"})
+  for (const char* name : {"serve"})
     later.push_back(app.add_subcommand(name, "in a later version")->allow_extras()->group(""));
 
   expect_command(app, argc, argv);
@@ -238,6 +263,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     std::cout << (generate_app->parsed()    ? generate_app
                   : compare_app->parsed()   ? compare_app
                   : calibrate_app->parsed() ? calibrate_app
+                  : bench_app->parsed()     ? bench_app
                   : inspect_app->parsed()   ? inspect_app
                                             : &app)
                      ->help();
@@ -252,13 +278,14 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     if (command->parsed())
       throw Error(
           ErrorKind::kUsage,
-          str("command: expected generate, compare, calibrate or inspect in this version, found ",
-              command->get_name()));
+          str("command: expected generate, compare, calibrate, bench or inspect in this version, ",
+              "found ", command->get_name()));
   }
   CommandLine line;
   if (generate_app->parsed()) line.generate = std::move(generate);
   if (compare_app->parsed()) line.compare = std::move(compare);
   if (calibrate_app->parsed()) line.calibrate = std::move(calibrate);
+  if (bench_app->parsed()) line.bench = std::move(bench);
   if (inspect_app->parsed()) line.inspect = std::move(inspect);
   return line;
 }

@@ -70,6 +70,17 @@ struct CalibrateFlags {
   bool quiet = false;
 };
 
+struct BenchFlags {
+  std::string subject;  // attention | merge | index | linear | rollout
+  std::string model;    // of rollout; empty: the embedded model
+  std::string methods = "dense,window:36,tempcache-lsh,all-lsh";
+  std::vector<int64_t> histories = {16, 64};
+  std::string json;
+  std::string device = "cpu";
+  int64_t threads = 0;
+  std::string dtype;
+};
+
 struct InspectFlags {
   std::string path;
 };
@@ -79,6 +90,7 @@ struct CommandLine {
   std::optional<GenerateFlags> generate;
   std::optional<CompareFlags> compare;
   std::optional<CalibrateFlags> calibrate;
+  std::optional<BenchFlags> bench;
   std::optional<InspectFlags> inspect;
 };
 

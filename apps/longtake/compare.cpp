@@ -26,25 +26,6 @@ namespace fs = std::filesystem;
   throw Error(ErrorKind::kUsage, message);
 }
 
-// "a,b,c"; dense comes first, asked for or not: it is what the others are held against.
-std::vector<NamedMethod> parse_methods(const std::string& list) {
-  std::vector<NamedMethod> methods = {{"dense", parse_method("dense")}};
-  for (size_t begin = 0; begin <= list.size();) {
-    const size_t end = std::min(list.find(',', begin), list.size());
-    const std::string name = list.substr(begin, end - begin);
-    begin = end + 1;
-    const bool known = std::any_of(methods.begin(), methods.end(),
-                                   [&](const NamedMethod& other) { return other.name == name; });
-    if (known) continue;
-    try {
-      methods.push_back({name, parse_method(name)});
-    } catch (const Error& error) {
-      usage(str("--methods: \"", name, "\": ", error.what()));
-    }
-  }
-  return methods;
-}
-
 std::vector<Scenario> choose_scenarios(const CompareFlags& flags, const world::Config& config) {
   if (!flags.prompts.empty()) {
     if (flags.maps) usage("--maps: expected no --prompts beside it, found both");
@@ -76,11 +57,8 @@ int compare(const CompareFlags& flags) {
   const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
   const world::Config config = world::read_config(folder);
   if (flags.out.empty()) usage("--out: expected a folder for the report, found none");
-  std::vector<NamedMethod> methods = parse_methods(flags.methods);
-  for (NamedMethod& named : methods) {
-    apply_calibration(flags.calibration, folder, config, named.method);
-    expect_playable(named.method, config, dtype);
-  }
+  const std::vector<NamedMethod> methods =
+      choose_methods(flags.methods, flags.calibration, folder, config, dtype);
   const std::vector<Scenario> scenarios = choose_scenarios(flags, config);
   std::error_code error;
   fs::create_directories(flags.out, error);

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "bench.h"
 #include "calibrate.h"
 #include "command_line.h"
 #include "compare.h"
@@ -59,6 +60,7 @@ int main(int argc, char** argv) {
     if (line.generate) return longtake::cli::generate(*line.generate);
     if (line.compare) return longtake::cli::compare(*line.compare);
     if (line.calibrate) longtake::cli::calibrate(*line.calibrate);
+    if (line.bench) return longtake::cli::bench(*line.bench);
     if (line.inspect) longtake::cli::inspect(*line.inspect);
     return 0;
   } catch (const longtake::Error& error) {

@@ -145,6 +145,30 @@ void apply_calibration(const std::string& flag, const std::string& model_folder,
       config.sampler.num_steps, method);
 }
 
+std::vector<NamedMethod> choose_methods(const std::string& list, const std::string& calibration,
+                                        const std::string& model_folder,
+                                        const world::Config& config, DType dtype) {
+  std::vector<NamedMethod> methods = {{"dense", parse_method("dense")}};
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    const std::string name = list.substr(begin, end - begin);
+    begin = end + 1;
+    const bool known = std::any_of(methods.begin(), methods.end(),
+                                   [&](const NamedMethod& other) { return other.name == name; });
+    if (known) continue;
+    try {
+      methods.push_back({name, parse_method(name)});
+    } catch (const Error& error) {
+      throw Error(ErrorKind::kUsage, str("--methods: \"", name, "\": ", error.what()));
+    }
+  }
+  for (NamedMethod& named : methods) {
+    apply_calibration(calibration, model_folder, config, named.method);
+    expect_playable(named.method, config, dtype);
+  }
+  return methods;
+}
+
 std::string to_text(const Calibration& calibration) {
   std::string text = fmt::format(
       "calibrated with {} at {} probes; error: relative L2 of the latent with AnnSA there alone\n",

@@ -12,6 +12,7 @@
 #include "device/device.h"
 #include "models/world/config.h"
 #include "pipeline/calibration.h"
+#include "pipeline/comparison.h"
 #include "pipeline/method.h"
 
 namespace longtake::cli {
@@ -66,6 +67,12 @@ auto named_as_flag(const Make& make) {
 // that leaves nothing open, needs none. Throws Error (kInput).
 void apply_calibration(const std::string& flag, const std::string& model_folder,
                        const world::Config& config, Method& method);
+
+// The methods of a list "a,b:key=value,c", calibrated and playable. Dense comes first, asked for or
+// not: it is what the others are held against. Throws Error (kUsage).
+std::vector<NamedMethod> choose_methods(const std::string& list, const std::string& calibration,
+                                        const std::string& model_folder,
+                                        const world::Config& config, DType dtype);
 
 // A calibration as a person reads it.
 std::string to_text(const Calibration& calibration);

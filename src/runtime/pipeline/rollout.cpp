@@ -4,8 +4,9 @@
 #include <memory>
 #include <utility>
 
-#include "base/philox.h"
+#include "ops/clock.h"
 #include "ops/elementwise.h"
+#include "ops/noise.h"
 #include "pipeline/schedule.h"
 #include "pipeline/selection.h"
 
@@ -19,7 +20,10 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   const int64_t steps = method.num_steps > 0 ? method.num_steps : sampler.num_steps;
   usual_ = make_schedule(ctx, steps, sampler.shift);
   first_ = make_schedule(ctx, std::max(steps, sampler.first_steps), sampler.first_shift);
+  clock_ = Tensor::zeros(ctx.device(), DType::kI64, {1});
   CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
+  memory.clock = clock_;
+  memory.page_summaries = method.sparse_self;
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (size_t n = 0; n < layers_.size(); ++n) {
     memory.layer = static_cast<int64_t>(n);
@@ -66,20 +70,23 @@ void Rollout::set_text(Context& ctx, View text) {
   model_.transformer.set_text(ctx, text, layers_);
 }
 
-void Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
+bool Rollout::begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y) {
   const auto pixels = static_cast<double>(model_.config.transformer.token_pixels());
   frame_ = frame;
-  dense_steps_run_ = sparse_steps_run_ = 0;
+  set_clock(ctx, clock_, frame);
   const bool has_history = layers_.front().memory.cache->entries() > 0;
   schedule_ = has_history ? &usual_ : &first_;
   if (step_cache_) step_cache_->begin_chunk(frame_steps());
+  bool moved = false;
+  for (LayerState& layer : layers_) moved |= layer.memory.cache->prepare_chunk(ctx);
   model_.transformer.set_place(ctx, static_cast<double>(x) / pixels,
                                static_cast<double>(y) / pixels, frame, place_);
+  return moved;
 }
 
 void Rollout::denoise(Context& ctx, uint64_t seed, View z, PassObserver* observer) {
-  const auto frame = static_cast<uint32_t>(frame_);
-  fill_normal(seed, frame, 0, z.data<float>(), z.numel());
+  dense_steps_run_ = sparse_steps_run_ = 0;
+  fill_normal(ctx, seed, clock_, 0, z);
   for (int64_t step = 0; step < frame_steps(); ++step) {
     velocity(ctx, step, z, velocity_, observer);
     const double t = schedule_->noise_levels[static_cast<size_t>(step)];
@@ -89,7 +96,7 @@ void Rollout::denoise(Context& ctx, uint64_t seed, View z, PassObserver* observe
       continue;
     }
     // Clean estimate z - t v, noised afresh to the next level.
-    fill_normal(seed, frame, static_cast<uint32_t>(step + 1), noise_.data<float>(), noise_.numel());
+    fill_normal(ctx, seed, clock_, static_cast<uint32_t>(step + 1), noise_);
     axpby(ctx, 1, z, static_cast<float>(-t), velocity_, z);
     axpby(ctx, static_cast<float>(1 - next), z, static_cast<float>(next), noise_, z);
   }

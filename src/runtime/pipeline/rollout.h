@@ -15,20 +15,26 @@ namespace longtake {
 
 class Rollout {
  public:
-  // text [T, dim] f32: the encoded prompt. The full history reserves memory for expected_frames.
+  // text [T, dim] f32: the encoded prompt, on ctx's device. The full history reserves memory for
+  // expected_frames.
   Rollout(Context& ctx, const world::Model& model, View text, const Method& method,
           int64_t expected_frames);
   Rollout(const Rollout&) = delete;
   Rollout& operator=(const Rollout&) = delete;
 
-  // Everything below is about this frame, seen from (x, y): the view's top-left in world pixels.
-  void begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y);
+  // Everything below is about this frame, seen from (x, y): the view's top-left in world pixels. On
+  // CUDA the latest frame must have been finished (Context::synchronize). True: a cache lies
+  // elsewhere now, and what was recorded (Graph) of denoise() and remember() is void.
+  bool begin_frame(Context& ctx, int64_t frame, int64_t x, int64_t y);
 
   // z [C, h, w] f32 receives the clean latent made from the frame's own noise.
   void denoise(Context& ctx, uint64_t seed, View z, PassObserver* observer = nullptr);
 
   // The clean pass: the frame's keys and values join every layer's history.
   void remember(Context& ctx, View z, PassObserver* observer = nullptr);
+
+  // Whether denoise() and remember() may be recorded: the host decides nothing between the steps.
+  bool is_replayable() const { return step_cache_ == nullptr; }
 
   // One velocity estimate at sampling step `step` (frame_steps(): the clean level); for tests.
   void velocity(Context& ctx, int64_t step, View z, View out, PassObserver* observer = nullptr);
@@ -85,6 +91,7 @@ class Rollout {
   std::vector<LayerState> layers_;
   std::unique_ptr<StepCache> step_cache_;  // null: every step is computed
   Tensor velocity_, noise_;                // [C, h, w]
+  Tensor clock_;                           // i64 [1]: the frame in work
   int64_t frame_ = 0, step_ = 0;
   int64_t dense_steps_run_ = 0, sparse_steps_run_ = 0;  // of the latest frame
 };

@@ -9,6 +9,7 @@
 #include "media/frame_writer.h"
 #include "metrics/error_bound.h"
 #include "metrics/image.h"
+#include "ops/copy.h"
 #include "ops/image.h"
 #include "pipeline/rollout.h"
 #include "pipeline/session.h"
@@ -135,9 +136,8 @@ ScenarioRun::Recording ScenarioRun::record(Context& ctx, size_t method) {
     }
     if (writer) writer->write(recording.frames.back().data());
     if (method > 0) continue;
-    recording.latents.emplace_back(ctx.device(), DType::kF32, latent_);
-    std::copy_n(session.latent().data<float>(), session.latent().numel(),
-                recording.latents.back().data<float>());
+    recording.latents.emplace_back(Device{}, DType::kF32, latent_);
+    copy(ctx, session.latent(), recording.latents.back());
   }
   if (writer) writer->close();
   return recording;
@@ -244,27 +244,31 @@ class ScenarioRun::Scorer final : public PassObserver {
 };
 
 void ScenarioRun::play_in_lockstep(Context& ctx) {
-  const Tensor text = model_.text_encoder.encode(ctx, model_.vocabulary.tokenize(scenario_.prompt));
+  const bool on_cpu = ctx.device().kind == DeviceKind::kCpu;
+  const Tensor text = world::encode_prompt(ctx, model_, scenario_.prompt);
   const int64_t count = num_frames(0);
   std::vector<std::unique_ptr<Rollout>> rollouts;  // null: that of dense
   for (const NamedMethod& named : methods_) {
-    if (!rollouts.empty() && shares_history(named.method, methods_[0].method)) {
+    if (on_cpu && !rollouts.empty() && shares_history(named.method, methods_[0].method)) {
       rollouts.push_back(nullptr);
       continue;
     }
     rollouts.push_back(std::make_unique<Rollout>(ctx, model_, text, named.method, count));
+    if (!on_cpu) continue;
     for (const LayerState& layer : rollouts.back()->layers()) layer.memory.cache->trace_members();
   }
   Rollout& dense = *rollouts[0];
   const Method everything = dense.method();
   const Tensor z(ctx.device(), DType::kF32, latent_);
+  const Tensor given(ctx.device(), DType::kF32, latent_);
   int64_t probes = 0;
   for (int64_t frame = 0; frame < count; ++frame) {
     next_frame_("lock step", frame);
     const CameraPosition camera = scenario_.cameras[static_cast<size_t>(frame)];
     const bool probed =
         frame > scenario_.num_primed && (frame - scenario_.num_primed) % options_.probe_every == 0;
-    const bool score = probed && ++probes % options_.score_every == 0;
+    // Attention is looked into where its pages can be read.
+    const bool score = probed && ++probes % options_.score_every == 0 && on_cpu;
     for (const auto& rollout : rollouts) {
       if (rollout) rollout->begin_frame(ctx, frame, camera.x, camera.y);
     }
@@ -279,9 +283,11 @@ void ScenarioRun::play_in_lockstep(Context& ctx) {
       dense.set_selection(ctx, everything);
     }
     // Only now: the scores above are held against the dense history without this frame.
+    copy(ctx, dense_.latents[static_cast<size_t>(frame)], given);
     for (const auto& rollout : rollouts) {
-      if (rollout) rollout->remember(ctx, dense_.latents[static_cast<size_t>(frame)]);
+      if (rollout) rollout->remember(ctx, given);
     }
+    ctx.synchronize();
   }
 }
 
@@ -294,13 +300,17 @@ void ScenarioRun::probe(Context& ctx, size_t method, Rollout& rollout, const Rol
   rollout.denoise(ctx, scenario_.seed, z, score ? &scorer : nullptr);
   const auto at = static_cast<size_t>(frame);
   const auto size = static_cast<size_t>(z.numel());
+  const Tensor made_latent({}, DType::kF32, latent_);
+  copy(ctx, z, made_latent);
   row.lockstep_l2.add(
-      relative_l2({z.data<float>(), size}, {dense_.latents[at].data<float>(), size}));
+      relative_l2({made_latent.data<float>(), size}, {dense_.latents[at].data<float>(), size}));
   const Tensor pixels(ctx.device(), DType::kF32, {height_, width_, 3});
   const Tensor rgb(ctx.device(), DType::kU8, pixels.shape());
+  const Tensor made_rgb({}, DType::kU8, pixels.shape());
   model_.autoencoder.decode(ctx, z, pixels);
   to_rgb(ctx, pixels, rgb);
-  const Pixels made(rgb.data<uint8_t>(), frame_bytes());
+  copy(ctx, rgb, made_rgb);
+  const Pixels made(made_rgb.data<uint8_t>(), frame_bytes());
   const double quality = psnr(made, dense_.frames[at]);
   row.lockstep_psnr.add(quality);
   row.series.lockstep_psnr[at].add(quality);

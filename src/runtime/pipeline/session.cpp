@@ -1,5 +1,6 @@
 #include "pipeline/session.h"
 
+#include <functional>
 #include <istream>
 #include <limits>
 #include <sstream>
@@ -8,10 +9,14 @@
 
 #include "base/error.h"
 #include "io/safetensors.h"
+#include "ops/copy.h"
 #include "ops/image.h"
 
 namespace longtake {
 namespace {
+
+// Marks of a frame's clock.
+enum Mark { kBegin, kDenoised, kRemembered, kWatched, kDecoded, kNumMarks };
 
 // Reads bytes where they lie.
 class ViewStream : private std::streambuf, public std::istream {
@@ -28,15 +33,18 @@ Session::Session(Context& ctx, const world::Model& model, const SessionOptions& 
     : ctx_(ctx),
       model_(model),
       options_(options),
-      rollout_(ctx, model, encode_prompt(), options.method, options.expected_frames) {
+      rollout_(ctx, model, encode_prompt(), options.method, options.expected_frames),
+      clock_(ctx, kNumMarks) {
   const auto& sizes = model.config.transformer;
   const Shape frame{sizes.frame_height(), sizes.frame_width(), 3};
   latent_ = Tensor(ctx.device(), DType::kF32,
                    {sizes.latent_channels, sizes.latent_height, sizes.latent_width});
   pixels_ = Tensor(ctx.device(), DType::kF32, frame);
   rgb_ = Tensor(ctx.device(), DType::kU8, frame);
+  host_rgb_ = Tensor::staging(ctx.device(), DType::kU8, frame);
   options_.method = rollout_.method();
-  if (options.watch_every > 0) watch_ = std::make_unique<ErrorWatch>(sizes.num_layers);
+  if (options.watch_every > 0 && ctx.device().kind == DeviceKind::kCpu)
+    watch_ = std::make_unique<ErrorWatch>(sizes.num_layers);
 }
 
 void Session::check_prompt(const world::Model& model, const std::string& prompt) {
@@ -51,44 +59,63 @@ void Session::check_prompt(const world::Model& model, const std::string& prompt)
 
 Tensor Session::encode_prompt() const {
   check_prompt(model_, options_.prompt);
-  return model_.text_encoder.encode(ctx_, model_.vocabulary.tokenize(options_.prompt));
+  return world::encode_prompt(ctx_, model_, options_.prompt);
 }
 
 void Session::set_prompt(const std::string& prompt) {
   check_prompt(model_, prompt);
   options_.prompt = prompt;
   rollout_.set_text(ctx_, encode_prompt());
+  forget_recordings();
 }
 
 View Session::step(CameraPosition camera) {
   LONGTAKE_CHECK(next_frame_ < std::numeric_limits<int32_t>::max());
-  Stopwatch watch;
   last_chunk_ = {};
   last_chunk_.first_frame = next_frame_;
-  rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y);
-  rollout_.denoise(ctx_, options_.seed, latent_);
+  clock_.mark(kBegin);
+  if (rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y)) forget_recordings();
+  // A frame without history is computed in its own way.
+  const bool record = rollout_.is_replayable() && next_frame_ > 0;
+  const auto run = [&](Graph& graph, const std::function<void()>& steps) {
+    record ? graph.run(ctx_, steps) : steps();
+  };
+  run(denoising_, [&] { rollout_.denoise(ctx_, options_.seed, latent_); });
+  clock_.mark(kDenoised);
+  const bool look = watch_ && next_frame_ % options_.watch_every == 0;
+  run(remembering_, [&] { rollout_.remember(ctx_, latent_, look ? watch_.get() : nullptr); });
+  clock_.mark(kRemembered);
+  if (look) last_chunk_.errors = watch_->errors(ctx_, rollout_.layers(), next_frame_);
+  clock_.mark(kWatched);
+  run(decoding_, [&] {
+    model_.autoencoder.decode(ctx_, latent_, pixels_);
+    to_rgb(ctx_, pixels_, rgb_);
+  });
+  clock_.mark(kDecoded);
+  copy(ctx_, rgb_, host_rgb_);  // waits
   last_chunk_.density = rollout_.density();
   last_chunk_.steps_run = rollout_.steps_run();
-  last_chunk_.denoise_ms = watch.lap_ms();
-  const bool look = watch_ && next_frame_ % options_.watch_every == 0;
-  rollout_.remember(ctx_, latent_, look ? watch_.get() : nullptr);
-  last_chunk_.clean_ms = watch.lap_ms();
-  if (look) last_chunk_.errors = watch_->errors(ctx_, rollout_.layers(), next_frame_);
-  last_chunk_.watch_ms = watch.lap_ms();
-  model_.autoencoder.decode(ctx_, latent_, pixels_);
-  to_rgb(ctx_, pixels_, rgb_);
-  last_chunk_.decode_ms = watch.lap_ms();
+  last_chunk_.denoise_ms = clock_.ms(kBegin, kDenoised);
+  last_chunk_.clean_ms = clock_.ms(kDenoised, kRemembered);
+  last_chunk_.watch_ms = clock_.ms(kRemembered, kWatched);
+  last_chunk_.decode_ms = clock_.ms(kWatched, kDecoded);
   finish_frame(camera);
-  return rgb_;
+  return host_rgb_;
 }
 
 void Session::remember(View rgb, CameraPosition camera) {
   LONGTAKE_CHECK(rgb.shape() == rgb_.shape(), rgb.shape().to_string());
-  from_rgb(ctx_, rgb, pixels_);
+  copy(ctx_, rgb, rgb_);
+  from_rgb(ctx_, rgb_, pixels_);
   model_.autoencoder.encode(ctx_, pixels_, latent_);
-  rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y);
+  if (rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y)) forget_recordings();
   rollout_.remember(ctx_, latent_);
+  ctx_.synchronize();
   finish_frame(camera);
+}
+
+void Session::forget_recordings() {
+  for (Graph* graph : {&denoising_, &remembering_, &decoding_}) graph->reset();
 }
 
 void Session::finish_frame(CameraPosition camera) {
@@ -98,6 +125,7 @@ void Session::finish_frame(CameraPosition camera) {
   for (const LayerState& layer : rollout_.layers()) {
     commit_ms += layer.memory.commit_ms;
     select_ms += layer.memory.select_ms;
+    layer.memory.cache->expect_finite();
     add_cache(*layer.memory.cache, last_chunk_);
   }
   commit_ms_ += last_chunk_.commit_ms = commit_ms;
@@ -126,7 +154,7 @@ void Session::save(const std::string& path, const SessionNotes& notes) const {
     bytes.push_back(std::move(out).str());
   }
   for (size_t n = 0; n < bytes.size(); ++n)
-    tensors.push_back({cache_tensor_name(n), View(bytes[n].data(), DType::kU8, ctx_.device(),
+    tensors.push_back({cache_tensor_name(n), View(bytes[n].data(), DType::kU8, Device{},
                                                   {static_cast<int64_t>(bytes[n].size())})});
   write_safetensors(path, tensors, head.to_metadata());
 }
@@ -156,6 +184,7 @@ void Session::load(const std::string& path) {
     ViewStream in(file.view(*info));
     layers[n].memory.cache->load(in);
   }
+  forget_recordings();
   next_frame_ = saved.next_frame;
   camera_ = saved.camera;
 }

@@ -8,6 +8,8 @@
 #include <string>
 
 #include "device/context.h"
+#include "device/graph.h"
+#include "device/stage_clock.h"
 #include "models/world/model.h"
 #include "pipeline/error_watch.h"
 #include "pipeline/rollout.h"
@@ -37,7 +39,7 @@ class Session {
 
   int64_t next_frame() const { return next_frame_; }
 
-  // The latest frame's clean latent, [C, h, w] f32.
+  // The latest frame's clean latent, [C, h, w] f32 on the context's device.
   View latent() const { return latent_; }
 
   // Of the latest frame; nullopt before the first.
@@ -57,15 +59,19 @@ class Session {
  private:
   Tensor encode_prompt() const;
   void finish_frame(CameraPosition camera);
+  void forget_recordings();
   SavedSession describe() const;
 
   Context& ctx_;
   const world::Model& model_;
   SessionOptions options_;
   Rollout rollout_;
-  Tensor latent_;  // [C, h, w] f32
-  Tensor pixels_;  // [H, W, 3] f32
-  Tensor rgb_;     // [H, W, 3] u8
+  Tensor latent_;    // [C, h, w] f32
+  Tensor pixels_;    // [H, W, 3] f32
+  Tensor rgb_;       // [H, W, 3] u8
+  Tensor host_rgb_;  // the same where the caller reads it
+  Graph denoising_, remembering_, decoding_;
+  StageClock clock_;
   int64_t next_frame_ = 0;
   std::optional<CameraPosition> camera_;
   ChunkStats last_chunk_;

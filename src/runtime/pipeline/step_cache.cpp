@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "ops/copy.h"
 
 namespace longtake {
 
@@ -18,12 +19,15 @@ void StepCache::begin_chunk(int64_t num_steps) {
   change_ = 0;
 }
 
-bool StepCache::must_run(View time, View x) {
-  const View now = options_.reuse == StepReuse::kTeaCache ? time : x;
-  const auto* values = now.data<float>();
+bool StepCache::must_run(Context& ctx, View time, View x) {
+  const View watched = options_.reuse == StepReuse::kTeaCache ? time : x;
+  if (!(now_.shape() == watched.shape()))
+    now_ = Tensor::staging(ctx.device(), DType::kF32, watched.shape());
+  copy(ctx, watched, now_);
+  const auto* values = now_.data<float>();
   const bool forced = step_ == 0 || step_ + 1 >= num_steps_;
-  if (!forced) change_ += relative_change(values, previous_.data(), now.numel());
-  previous_.assign(values, values + now.numel());
+  if (!forced) change_ += relative_change(values, previous_.data(), now_.numel());
+  previous_.assign(values, values + now_.numel());
   ++step_;
   ran_ = forced || change_ >= options_.threshold;
   if (ran_) change_ = 0;

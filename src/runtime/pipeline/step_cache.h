@@ -35,7 +35,7 @@ class StepCache final : public world::LayerReuse {
   // A chunk of num_steps sampling steps comes next.
   void begin_chunk(int64_t num_steps);
 
-  bool must_run(View time, View x) override;
+  bool must_run(Context& ctx, View time, View x) override;
 
   View residual() override { return residual_; }
 
@@ -45,6 +45,7 @@ class StepCache final : public world::LayerReuse {
  private:
   StepCacheOptions options_;
   Tensor residual_;              // [S, dim] f32
+  Tensor now_;                   // what a change is read off, on the CPU
   std::vector<float> previous_;  // what the last step's change was read off
   double change_ = 0;            // summed since the last computed step
   int64_t step_ = 0, num_steps_ = 0;

@@ -64,6 +64,11 @@ Model load_model(Context& ctx, const std::string& folder, DType compute) {
           table.bytes()};
 }
 
+Tensor encode_prompt(const Context& ctx, const Model& model, const std::string& prompt) {
+  Context host({}, ctx.threads());
+  return model.text_encoder.encode(host, model.vocabulary.tokenize(prompt)).to(ctx.device());
+}
+
 Config read_config(const std::string& folder) {
   const std::string path = in_folder(folder, kConfigFile);
   return parse_config(MappedFile(path).bytes(), path);

@@ -36,6 +36,10 @@ struct Model {
 // compute: f32 | bf16. Throws Error (kInput) that names the file and everything wrong with it.
 Model load_model(Context& ctx, const std::string& folder, DType compute);
 
+// The words of a prompt as the transformer takes them, [T, dim] f32 on ctx's device. The text
+// encoder runs on the CPU.
+Tensor encode_prompt(const Context& ctx, const Model& model, const std::string& prompt);
+
 Config read_config(const std::string& folder);
 
 // One line for every missing, surplus or mis-shaped tensor of a weight file; nothing is loaded.

@@ -198,7 +198,7 @@ void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity
   const Shape shape{config_.frame_tokens(), config_.dim};
   const View x = ctx.workspace().take(DType::kF32, shape);
   embed(ctx, z, pass.place, x);
-  if (pass.reuse == nullptr || pass.reuse->must_run(pass.level.time, x)) {
+  if (pass.reuse == nullptr || pass.reuse->must_run(ctx, pass.level.time, x)) {
     const View residual = pass.reuse != nullptr ? pass.reuse->residual() : View();
     if (pass.reuse != nullptr) axpby(ctx, -1, x, 0, x, residual);
     run_layers(ctx, pass, config_.num_layers, std::nullopt, x);

@@ -45,7 +45,7 @@ class LayerReuse {
 
   // Whether the layers must run. time [dim]: the noise level's embedding; x [S, dim] f32: the
   // tokens that enter the layers.
-  virtual bool must_run(View time, View x) = 0;
+  virtual bool must_run(Context& ctx, View time, View x) = 0;
 
   // [S, dim] f32: what the layers added when they last ran; the pass writes and reads it.
   virtual View residual() = 0;
