@@ -12,7 +12,7 @@ target_compile_definitions(cli_wan_test PRIVATE LONGTAKE_BINARY="$<TARGET_FILE:l
 longtake_test(metrics_test SOURCES metrics_test.cpp LIBS longtake_runtime)
 longtake_test(select_test SOURCES select_test.cpp LIBS longtake_runtime)
 if(LONGTAKE_HAS_CUDA)
-  longtake_test(device_session_test SOURCES device_session_test.cpp LIBS longtake_runtime LABELS gpu)
+  longtake_test(device_session_test SOURCES device_session_test.cpp LIBS longtake_runtime CUDA::cudart_static LABELS gpu)
 endif()
 longtake_test(wan_test SOURCES wan_test.cpp LIBS longtake_runtime)
 longtake_test(wan_endless_test SOURCES wan_endless_test.cpp LIBS longtake_runtime)
