@@ -67,6 +67,9 @@ struct CacheOptions {
   // are committed together.
   View clock;
   int64_t chunk_frames = 1;
+  // CUDA: what a commit has to do besides storing the chunk runs beside the main stream until
+  // join().
+  bool commits_beside = false;
   bool page_summaries = false;  // CUDA: keep what AnnSA chooses pages by
   TempCacheOptions tempcache;
 };
@@ -104,6 +107,11 @@ class KvCache {
   // for numbers that are not finite, naming layer and head, and then nothing has changed; on CUDA
   // expect_finite() throws it.
   virtual void commit(Context& ctx, View k, View v, ChunkPosition position) = 0;
+
+  // With CacheOptions::commits_beside: the work of commits joins the main stream again, before
+  // anything that needs it is enqueued there, before a record ends and before the host
+  // synchronises.
+  virtual void join() {}
 
   // Throws Error if a commit met numbers that are not finite, naming layer and head. After the
   // caller has synchronised.

@@ -29,6 +29,7 @@ DeviceCache::DeviceCache(Context& ctx, const CacheOptions& options, const FrameR
       counters_(1),
       device_(ctx.device()),
       runtime_(*ctx.cuda()),
+      branch_(*ctx.cuda()),
       bad_(static_cast<size_t>(2 * options.num_heads)),
       told_(
           Buffer::staging(ctx.device(), sizeof(Told) + static_cast<size_t>(options.num_heads) *
@@ -112,6 +113,7 @@ void DeviceCache::set_current(Context&, View k, View v) {
 }
 
 void DeviceCache::append(FillPlace place, View k, View v) {
+  join();
   Fill job;
   job.layout = layout();
   job.place = place;

@@ -99,7 +99,18 @@ class DeviceCache : public KvCache {
 
   Told& told() const { return *reinterpret_cast<Told*>(told_.data()); }
 
-  cudaStream_t stream() const { return runtime_.stream(); }
+  void join() override { branch_.join(); }
+
+  // Where a commit's work is enqueued: between begin_beside() and end_beside() on the branch.
+  cudaStream_t stream() const { return is_beside_ ? branch_.stream() : runtime_.stream(); }
+
+  void begin_beside() {
+    if (!options_.commits_beside) return;
+    branch_.begin();
+    is_beside_ = true;
+  }
+
+  void end_beside() { is_beside_ = false; }
 
   // Pages of a head that `tokens` fill.
   static int pages_for(int64_t tokens) {
@@ -121,6 +132,8 @@ class DeviceCache : public KvCache {
 
   Device device_;
   Runtime& runtime_;
+  Branch branch_;
+  bool is_beside_ = false;
   DeviceArray<unsigned char> store_;
   DeviceArray<float> bad_;       // [2, heads]: of keys and values
   DeviceArray<int32_t> filled_;  // pages that the last launch filled

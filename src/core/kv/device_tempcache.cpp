@@ -365,6 +365,7 @@ class DeviceTempCache final : public DeviceCache {
 
   void commit_part(const Groups& part, View k, View v) {
     append(FillPlace::kFrames, k, v);
+    begin_beside();
     for (int step = 0; step < part.chunk_frames; ++step) {
       refresh_metric(part, step, stream());
       map_keys(part, step, stream());
@@ -377,6 +378,7 @@ class DeviceTempCache final : public DeviceCache {
     summarise(shown_.data(), static_cast<int>(shown_.size()));
     if (takes_pages()) share_pages(part, stream());
     finish(part.chunk_frames);
+    end_beside();
   }
 
   // Most groups of a head; 0: no budget.
