@@ -55,6 +55,7 @@ class Player {
     stages_.mark(0);
     run(denoising_, [&] { rollout_.denoise(ctx, kSeed, own_); });
     stages_.mark(1);
+    density_ = rollout_.density();
     if (given != nullptr) copy(ctx, *given, given_);
     run(remembering_, [&] { rollout_.remember(ctx, given != nullptr ? given_ : own_); });
     stages_.mark(2);
@@ -72,7 +73,7 @@ class Player {
 
   double ms(int begin, int end) const { return stages_.ms(begin, end); }
 
-  double density() const { return rollout_.density(); }
+  double density() const { return density_; }
 
   double cache_mib() const {
     size_t bytes = 0;
@@ -85,6 +86,7 @@ class Player {
   const world::Model& model_;
   Rollout rollout_;
   StageClock stages_;
+  double density_ = 1;  // of the latest frame
   Tensor own_, given_, pixels_;
   Graph denoising_, remembering_, decoding_;
 };

@@ -111,7 +111,7 @@ class KvCache {
   // With CacheOptions::commits_beside: the work of commits joins the main stream again, before
   // anything that needs it is enqueued there, before a record ends and before the host
   // synchronises.
-  virtual void join() {}
+  virtual void join_commits() {}
 
   // Throws Error if a commit met numbers that are not finite, naming layer and head. After the
   // caller has synchronised.

@@ -113,7 +113,7 @@ void DeviceCache::set_current(Context&, View k, View v) {
 }
 
 void DeviceCache::append(FillPlace place, View k, View v) {
-  join();
+  join_commits();
   Fill job;
   job.layout = layout();
   job.place = place;

@@ -99,7 +99,7 @@ class DeviceCache : public KvCache {
 
   Told& told() const { return *reinterpret_cast<Told*>(told_.data()); }
 
-  void join() override { branch_.join(); }
+  void join_commits() override { branch_.join(); }
 
   // Where a commit's work is enqueued: between begin_beside() and end_beside() on the branch.
   cudaStream_t stream() const { return is_beside_ ? branch_.stream() : runtime_.stream(); }

@@ -112,7 +112,7 @@ void Rollout::velocity(Context& ctx, int64_t step, View z, View out, PassObserve
 void Rollout::remember(Context& ctx, View z, PassObserver* observer) {
   model_.transformer.commit(ctx, z, pass(frame_steps(), observer), {frame_, 1});
   // Commits of the layers run side by side, and beside the pass.
-  for (LayerState& layer : layers_) layer.memory.cache->join();
+  for (LayerState& layer : layers_) layer.memory.cache->join_commits();
 }
 
 world::Pass Rollout::pass(int64_t step, PassObserver* observer) {

@@ -82,6 +82,9 @@ View Session::step(CameraPosition camera) {
   };
   run(denoising_, [&] { rollout_.denoise(ctx_, options_.seed, latent_); });
   clock_.mark(kDenoised);
+  // Of the history as it was read: the frame in work has not joined it.
+  last_chunk_.density = rollout_.density();
+  last_chunk_.steps_run = rollout_.steps_run();
   const bool look = watch_ && next_frame_ % options_.watch_every == 0;
   run(remembering_, [&] { rollout_.remember(ctx_, latent_, look ? watch_.get() : nullptr); });
   clock_.mark(kRemembered);
@@ -93,8 +96,6 @@ View Session::step(CameraPosition camera) {
   });
   clock_.mark(kDecoded);
   copy(ctx_, rgb_, host_rgb_);  // waits
-  last_chunk_.density = rollout_.density();
-  last_chunk_.steps_run = rollout_.steps_run();
   last_chunk_.denoise_ms = clock_.ms(kBegin, kDenoised);
   last_chunk_.clean_ms = clock_.ms(kDenoised, kRemembered);
   last_chunk_.watch_ms = clock_.ms(kRemembered, kWatched);
