@@ -58,7 +58,8 @@ class Transformer {
   Level level(Context& ctx, double timestep) const;
 
   // Rotation of as many tokens, and its angles for frames of rows x columns tokens from the one on
-  // that clock [1] i64 names. Any frame is fine: angles are made in double precision, not looked up.
+  // that clock [1] i64 names. Any frame is fine: angles are made in double precision, not looked
+  // up.
   RopeTable make_rope(Context& ctx, int64_t tokens) const;
   void set_rope(Context& ctx, View clock, int64_t rows, int64_t columns, RopeTable& rope) const;
 
