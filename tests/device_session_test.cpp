@@ -116,7 +116,8 @@ TEST_P(DeviceMethod, ReplaysAreSteadyAndRepeatable) {
   const Played second = play(again, 12);
   for (size_t i = 0; i < 12; ++i) {
     EXPECT_EQ(first.frames[i], second.frames[i]) << "frame " << i;
-    if (i > 0) EXPECT_NE(first.latents[i], first.latents[i - 1]) << "frame " << i;
+    if (i == 0) continue;
+    EXPECT_NE(first.latents[i], first.latents[i - 1]) << "frame " << i;
   }
 }
 
