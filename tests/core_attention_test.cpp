@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "attention/attend.h"
+#include "attention/over_time.h"
 #include "attention/relative.h"
 #include "core_support.h"
 #include "kv/page.h"
@@ -265,10 +266,13 @@ TEST(Attend, RefusesWhatItCannotDo) {
   EXPECT_THROW(attend(ctx, q, wide.view(), 1.0F, k), Error);  // bf16 queries, f32 keys
 }
 
-class AttendRelative : public test::OnDevice<DeviceKind> {
+class EachDevice : public test::OnDevice<DeviceKind> {
  protected:
   DeviceKind kind() const override { return GetParam(); }
 };
+
+using AttendRelative = EachDevice;
+using AttendOverTime = EachDevice;
 
 INSTANTIATE_TEST_SUITE_P(Devices, AttendRelative, testing::ValuesIn(test::device_kinds()),
                          [](const auto& test) { return test::name_of(test.param); });
@@ -312,6 +316,66 @@ TEST_P(AttendRelative, AddsABiasByHeadAndDistance) {
       test::expect_close(out, expected, 20 * test::epsilon(dtype));
     }
   }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, AttendOverTime, testing::ValuesIn(test::device_kinds()),
+                         [](const auto& test) { return test::name_of(test.param); });
+
+// Every place against the definition: its own keys or shared ones, with less and more behind it
+// than the history holds.
+TEST_P(AttendOverTime, ReadsWhatTheClockSaysIsThere) {
+  struct Case {
+    int64_t frames, history, places, heads, head_dim;
+  };
+
+  for (const Case& c :
+       {Case{1, 0, 1, 1, 1}, {3, 3, 7, 2, 64}, {3, 1, 65, 3, 40}, {2, 5, 1, 5, 256}})
+    for (const int64_t now : {int64_t{0}, int64_t{1}, int64_t{3}, int64_t{1000}})
+      for (const bool is_shared : {false, true})
+        for (const DType dtype : {kF32, kBF16}) {
+          SCOPED_TRACE(str(c.places, " places, frame ", now));
+          const int64_t there = c.history + c.frames;
+          const int64_t key_places = is_shared ? 1 : c.places;
+          const Shape of_keys{there, key_places, c.heads, c.head_dim};
+          const Tensor q = random_tensor(dtype, {c.frames, c.places, c.heads, c.head_dim}, 0);
+          const Tensor k = random_tensor(dtype, of_keys, 1);
+          const Tensor v = random_tensor(dtype, of_keys, 2);
+          const float scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
+          Tensor clock({}, DType::kI64, {1});
+          clock.data<int64_t>()[0] = now;
+
+          const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+          const size_t row = size(c.heads * c.head_dim);
+          const auto first = size(c.history - std::min(c.history, now));
+          const auto all_q = values(q), all_k = values(k), all_v = values(v);
+          // The frames from `begin` on of one place.
+          const auto along = [&](const std::vector<double>& x, size_t num_places, size_t place,
+                                 size_t begin) {
+            std::vector<double> out;
+            for (size_t f = begin; f * num_places * row < x.size(); ++f) {
+              const auto from = x.begin() + static_cast<int64_t>((f * num_places + place) * row);
+              out.insert(out.end(), from, from + static_cast<int64_t>(row));
+            }
+            return out;
+          };
+          std::vector<double> expected(all_q.size());
+          for (size_t place = 0; place < size(c.places); ++place) {
+            const size_t key_place = is_shared ? 0 : place;
+            const auto mixed = reference::attention(
+                along(all_q, size(c.places), place, 0),
+                along(all_k, size(key_places), key_place, first),
+                along(all_v, size(key_places), key_place, first), {}, size(c.frames),
+                size(there) - first, size(c.heads), size(c.head_dim), double{scale});
+            for (size_t f = 0; f < size(c.frames); ++f)
+              std::copy_n(
+                  mixed.begin() + static_cast<int64_t>(f * row), row,
+                  expected.begin() + static_cast<int64_t>((f * size(c.places) + place) * row));
+          }
+          const test::Guarded out(device(), dtype, q.shape());
+          attend_over_time(ctx(), q.to(device()), k.to(device()), v.to(device()),
+                           clock.to(device()), scale, out);
+          test::expect_close(out, expected, 16 * test::epsilon(kF32) + 2 * test::epsilon(dtype));
+        }
 }
 
 }  // namespace

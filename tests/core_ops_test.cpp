@@ -69,7 +69,8 @@ TEST_P(Types, Linear) {
     const Tensor b = random_tensor(kF32, {tall}, 2);
     for (const bool biased : {false, true}) {
       const LinearWeight weight(ctx(), w, {}, biased ? b.view() : View(), in());
-      for (const Activation act : {Activation::kNone, Activation::kSilu, Activation::kGeluTanh}) {
+      for (const Activation act :
+           {Activation::kNone, Activation::kSilu, Activation::kGeluTanh, Activation::kGelu}) {
         // oneDNN's activations err by 1e-7 of their argument, which a single small value shows.
         if (act != Activation::kNone && tall == 1) continue;
         const Guarded y(device(), out(), {rows, tall});
@@ -80,6 +81,7 @@ TEST_P(Types, Linear) {
         for (double& e : expected) {
           if (act == Activation::kSilu) e = reference::silu(e);
           if (act == Activation::kGeluTanh) e = reference::gelu_tanh(e);
+          if (act == Activation::kGelu) e = reference::gelu(e);
         }
         expect_close(y, expected, product_bound(in(), out(), wide) + 2e-6);
       }

@@ -6,6 +6,7 @@ function(longtake_golden_test name)
 endfunction()
 
 longtake_golden_test(golden_loader_test)
+longtake_golden_test(golden_actions_test)
 longtake_golden_test(golden_wan_test)
 longtake_golden_test(golden_text_test)
 longtake_golden_test(golden_decoder_test)

@@ -26,6 +26,10 @@ inline double silu(double x) {
   return x / (1.0 + std::exp(-x));
 }
 
+inline double gelu(double x) {
+  return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+}
+
 inline double gelu_tanh(double x) {
   return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
 }

@@ -11,7 +11,7 @@
 
 namespace longtake {
 
-enum class Activation { kNone, kSilu, kGeluTanh };
+enum class Activation { kNone, kSilu, kGeluTanh, kGelu };  // kGelu: x times the normal integral
 
 // True when this machine's CPU has matrix products in bf16 (AVX-512 or better); if not, compute in
 // f32 there.

@@ -23,6 +23,8 @@ dnnl::primitive_attr attributes(Activation activation) {
     ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_swish, 1.0F, 0.0F);
   if (activation == Activation::kGeluTanh)
     ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_gelu_tanh, 0.0F, 0.0F);
+  if (activation == Activation::kGelu)
+    ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_gelu_erf, 0.0F, 0.0F);
   attr.set_post_ops(ops);
   return attr;
 }

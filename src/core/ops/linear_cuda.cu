@@ -22,6 +22,7 @@ __device__ float activated(float x, Activation activation) {
     constexpr float kFactor = 0.7978845608028654F;  // sqrt(2 / pi)
     return 0.5F * x * (1.0F + tanhf(kFactor * (x + 0.044715F * x * x * x)));
   }
+  if (activation == Activation::kGelu) return x * normcdff(x);
   return x;
 }
 

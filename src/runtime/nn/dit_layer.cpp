@@ -69,8 +69,14 @@ void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, View 
                  pass.unread_tokens, y, on_self);
   add_layer_norm(ctx, x, y, gate1, pass.residual, scale3, shift3, eps, /*scale_plus_one=*/false, h);
   cross_attention(ctx, cross_attn, h, state.prompt, pass.prompt, y, on_cross);
-  add_layer_norm(ctx, x, y, /*gate=*/{}, pass.residual, scale2, shift2, eps,
-                 /*scale_plus_one=*/true, h);
+  if (pass.before_ffn != nullptr) {
+    add_frames(ctx, x, y, /*gate=*/{}, pass.residual);
+    pass.before_ffn->run(ctx, x);
+    frame_layer_norm(ctx, x, scale2, shift2, eps, /*scale_plus_one=*/true, h);
+  } else {
+    add_layer_norm(ctx, x, y, /*gate=*/{}, pass.residual, scale2, shift2, eps,
+                   /*scale_plus_one=*/true, h);
+  }
   ffn.forward(ctx, h, y);
   add_frames(ctx, x, y, gate2, pass.residual);
   if (pass.observer != nullptr) pass.observer->on_layer(pass.index, x);

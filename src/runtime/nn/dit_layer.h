@@ -37,6 +37,15 @@ class PassObserver {
   virtual void on_cross_attention(int64_t /*layer*/, const AttentionRead&) {}
 };
 
+// What a model adds to the stream x [L, dim] f32 between a layer's cross attention and feed
+// forward.
+class LayerInsert {
+ public:
+  virtual ~LayerInsert() = default;
+
+  virtual void run(Context& ctx, View x) const = 0;
+};
+
 struct DitSizes {
   int64_t dim = 0;
   int64_t num_heads = 0;
@@ -57,6 +66,7 @@ struct LayerPass {
   PromptReading prompt = PromptReading::kAll;
   std::optional<ChunkPosition> commit;
   PassObserver* observer = nullptr;
+  const LayerInsert* before_ffn = nullptr;
 };
 
 struct DitLayer {
@@ -70,7 +80,8 @@ struct DitLayer {
   void list(WeightTable& table, const std::string& name, const DitSizes& sizes,
             const Shape& modulation_shape, DType compute);
 
-  // The keys and values of a prompt, from its embedded tokens [T, dim] in the compute dtype.
+  // The keys and values of a prompt or an image, from its embedded tokens [T, dim] in the compute
+  // dtype.
   void set_prompt(Context& ctx, View embedded, Prompt& prompt) const;
 
   // x [L, dim] f32, in place; L is a multiple of the number of frames.

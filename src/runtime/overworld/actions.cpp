@@ -20,35 +20,25 @@ bool is_separator(char c) {
   return c == ',' || std::isspace(static_cast<unsigned char>(c)) != 0;
 }
 
-[[noreturn]] void fail(std::string_view token, size_t position, std::string_view expected) {
-  constexpr size_t kShown = 24;
-  std::string shown;
-  for (const char c : token.substr(0, kShown))
-    shown += std::isprint(static_cast<unsigned char>(c)) != 0 ? c : '?';
-  if (token.size() > kShown) shown += "...";
-  throw Error(ErrorKind::kUsage, str("actions: token \"", shown, "\" at character ", position + 1,
-                                     ": expected ", expected));
-}
-
 // The keys of a token in any order, such as "dw" for "wd".
-Action parse_keys(std::string_view keys, std::string_view token, size_t position) {
-  std::string swapped(keys.rbegin(), keys.rend());
+Action action_of(const ActionToken& token) {
+  const std::string swapped(token.keys.rbegin(), token.keys.rend());
   for (int i = 0; i < kNumActions; ++i) {
-    if (keys == kActionKeys[i] || swapped == kActionKeys[i]) return static_cast<Action>(i);
+    if (token.keys == kActionKeys[i] || swapped == kActionKeys[i]) return static_cast<Action>(i);
   }
-  fail(token, position,
-       "keys w a s d, two of them for a diagonal, all capitals for fast, or \".\" to stay");
+  fail(token, "keys w a s d, two of them for a diagonal, all capitals for fast, or \".\" to stay");
 }
 
-int64_t parse_repeats(std::string_view digits, std::string_view token, size_t position) {
+// What follows a "*".
+int64_t repeats_of(std::string_view digits, const ActionToken& token) {
   constexpr std::string_view kExpected = "a whole number from 1 to 1000000 after \"*\"";
-  if (digits.empty() || digits.size() > 7) fail(token, position, kExpected);
+  if (digits.empty() || digits.size() > 7) fail(token, kExpected);
   int64_t n = 0;
   for (const char c : digits) {
-    if (c < '0' || c > '9') fail(token, position, kExpected);
+    if (c < '0' || c > '9') fail(token, kExpected);
     n = n * 10 + (c - '0');
   }
-  if (n < 1 || n > kMaxRepeats) fail(token, position, kExpected);
+  if (n < 1 || n > kMaxRepeats) fail(token, kExpected);
   return n;
 }
 
@@ -68,24 +58,42 @@ Action opposite(Action action) {
   return move(index % kNumDirections + kNumDirections / 2, index >= kNumDirections);
 }
 
-std::vector<Action> parse_actions(std::string_view text) {
-  std::vector<Action> actions;
+void fail(const ActionToken& token, std::string_view expected) {
+  constexpr size_t kShown = 24;
+  std::string shown;
+  for (const char c : token.text.substr(0, kShown))
+    shown += std::isprint(static_cast<unsigned char>(c)) != 0 ? c : '?';
+  if (token.text.size() > kShown) shown += "...";
+  throw Error(ErrorKind::kUsage, str("actions: token \"", shown, "\" at character ",
+                                     token.position + 1, ": expected ", expected));
+}
+
+void read_actions(std::string_view text, const std::function<void(const ActionToken&)>& use) {
+  int64_t count = 0;
   size_t i = 0;
   while (true) {
     while (i < text.size() && is_separator(text[i])) ++i;
-    if (i == text.size()) return actions;
+    if (i == text.size()) return;
     const size_t begin = i;
     while (i < text.size() && !is_separator(text[i])) ++i;
-    const std::string_view token = text.substr(begin, i - begin);
-    const size_t star = token.find('*');
-    const Action action = parse_keys(token.substr(0, star), token, begin);
-    const int64_t repeats =
-        star == token.npos ? 1 : parse_repeats(token.substr(star + 1), token, begin);
-    if (static_cast<int64_t>(actions.size()) + repeats > kMaxActions) {
-      fail(token, begin, "at most 10000000 actions in all");
+    ActionToken token{text.substr(begin, i - begin), 1, text.substr(begin, i - begin), begin};
+    const size_t star = token.text.find('*');
+    if (star != token.text.npos) {
+      token.keys = token.text.substr(0, star);
+      token.repeats = repeats_of(token.text.substr(star + 1), token);
     }
-    actions.insert(actions.end(), static_cast<size_t>(repeats), action);
+    count += token.repeats;
+    if (count > kMaxActions) fail(token, "at most 10000000 actions in all");
+    use(token);
   }
+}
+
+std::vector<Action> parse_actions(std::string_view text) {
+  std::vector<Action> actions;
+  read_actions(text, [&](const ActionToken& token) {
+    actions.insert(actions.end(), static_cast<size_t>(token.repeats), action_of(token));
+  });
+  return actions;
 }
 
 std::string format_actions(std::span<const Action> actions) {

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -50,6 +52,22 @@ Action opposite(Action action);
 
 inline constexpr int64_t kMaxRepeats = 1'000'000;
 inline constexpr int64_t kMaxActions = 10'000'000;
+
+// "wd*20" in a text of actions, whoever is to act: keys and how often they are pressed.
+struct ActionToken {
+  std::string_view keys;
+  int64_t repeats;
+  std::string_view text;
+  size_t position;  // of the token in the text
+};
+
+// Calls use() for every token of a text: keys, or "*N" behind them to repeat, separated by blanks
+// or commas. Throws Error that names the token and its position; what keys there are is for use()
+// to say.
+void read_actions(std::string_view text, const std::function<void(const ActionToken&)>& use);
+
+// Throws Error (kUsage): "actions: token "x" at character 3: expected ...".
+[[noreturn]] void fail(const ActionToken& token, std::string_view expected);
 
 // Reads "w*20 d*8 WD*40 .*5": keys w a s d (north, west, south, east), two keys for a diagonal,
 // capitals for fast,

@@ -108,6 +108,13 @@ WanOptions rolling_forcing_options() {
   return options;
 }
 
+WanOptions matrix_game_options(int64_t context_frames) {
+  WanOptions options;
+  options.steps = {1000, 666, 333};
+  options.context_frames = context_frames;
+  return options;
+}
+
 WanOptions options_of_family(const std::string& family) {
   if (family == "self-forcing" || family == "causal-forcing") return self_forcing_options();
   if (family == "causal-forcing-framewise") {
@@ -118,9 +125,17 @@ WanOptions options_of_family(const std::string& family) {
   if (family == "longlive") return longlive_options(/*infinite=*/false);
   if (family == "longlive-infinite") return longlive_options(/*infinite=*/true);
   if (family == "rolling-forcing") return rolling_forcing_options();
+  if (family == "matrix-game-2") return matrix_game_options(/*context_frames=*/6);
+  if (family == "matrix-game-2-drive") return matrix_game_options(/*context_frames=*/4);
+  if (family == "matrix-game-2-run") {
+    WanOptions options = matrix_game_options(/*context_frames=*/6);
+    options.steps = {1000, 750, 500, 250};
+    return options;
+  }
   throw Error(ErrorKind::kUsage,
               str("rollout: expected self-forcing, causal-forcing, causal-forcing-framewise, "
-                  "longlive, longlive-infinite or rolling-forcing, found \"",
+                  "longlive, longlive-infinite, rolling-forcing, matrix-game-2, "
+                  "matrix-game-2-drive or matrix-game-2-run, found \"",
                   family, '"'));
 }
 
@@ -204,6 +219,11 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
   }
   set_selection(ctx, method(), sizes, layers_);
   transformer.set_text(ctx, text, layers_);
+  // What the modules remember is the model's own, whatever the method.
+  if (transformer.config().actions.num_layers > 0)
+    controls_ = wan::make_controls(
+        ctx, transformer.config(), options_.dtype, clock_, options.chunk_frames,
+        options.context_frames - options.chunk_frames, options.height, options.width);
 }
 
 int64_t WanRollout::history_frames() const {
@@ -261,6 +281,10 @@ wan::Pass WanRollout::pass(Context& ctx, int64_t first_frame,
   transformer_.set_rope(ctx, clock_, rows, columns, rope->second);
   wan::Pass pass{.levels = levels, .rope = rope->second, .layers = layers_, .reading = {}};
   pass.observer = observer_;
+  if (controls_) {
+    wan::set_rope(ctx, *controls_);
+    pass.controls = &*controls_;
+  }
   if (options_.moves_sink) {
     pass.reading.sink = HistoryReading::Sink::kBeforeWindow;
     pass.reading.next_frame = first_frame;

@@ -1,7 +1,7 @@
 // Rollouts of the Wan family: noise becomes clean latents, chunk after chunk, and each chunk is
 // remembered. ChunkRollout finishes one chunk before it begins the next (Self-Forcing,
-// Causal-Forcing, LongLive); RollingRollout has several in work at once, each a step cleaner than
-// the one behind it (Rolling-Forcing).
+// Causal-Forcing, LongLive, Matrix-Game 2); RollingRollout has several in work at once, each a step
+// cleaner than the one behind it (Rolling-Forcing).
 #pragma once
 
 #include <cstdint>
@@ -41,9 +41,12 @@ struct WanOptions {
 WanOptions self_forcing_options();
 WanOptions longlive_options(bool infinite);
 WanOptions rolling_forcing_options();
+// context_frames: 6, or 4 of the model that drives.
+WanOptions matrix_game_options(int64_t context_frames);
 
 // The same by name: self-forcing, causal-forcing, causal-forcing-framewise, longlive,
-// longlive-infinite or rolling-forcing. Throws Error (kUsage) for another.
+// longlive-infinite, rolling-forcing, matrix-game-2, matrix-game-2-drive or matrix-game-2-run.
+// Throws Error (kUsage) for another.
 WanOptions options_of_family(const std::string& family);
 
 // The method that a model was trained with, a window; and any other one, whose memory is by default
@@ -82,6 +85,10 @@ class WanRollout {
 
   // The method as it is played: steps and dense parts are named.
   const Method& method() const { return *options_.method; }
+
+  // Of a model with actions: what the next chunk is made under, for the caller to fill in. nullptr:
+  // the model takes none.
+  wan::Controls* controls() { return controls_ ? &*controls_ : nullptr; }
 
   // Sees every pass from then on; nullptr: none.
   void observe(PassObserver* observer) { observer_ = observer; }
@@ -136,6 +143,7 @@ class WanRollout {
 
  private:
   std::map<int64_t, RopeTable> ropes_;  // by number of frames
+  std::optional<wan::Controls> controls_;
   Tensor clock_;                        // i64 [1]: the first frame of the pass in work
   PassObserver* observer_ = nullptr;
   double pairs_read_ = 0, pairs_there_ = 0, clean_ms_ = 0;

@@ -1,6 +1,7 @@
-// The diffusion transformer of Wan 2.1, made causal by Self-Forcing, Rolling-Forcing, LongLive and
-// Causal-Forcing: one pass over a few latent frames, each with a timestep of its own, which attend
-// to each other, to the prompt and, through the caches, to frames remembered.
+// The diffusion transformer of Wan 2.1, made causal by Self-Forcing, Rolling-Forcing, LongLive,
+// Causal-Forcing and, with actions, by Matrix-Game 2: one pass over a few latent frames, each with
+// a timestep of its own, which attend to each other, to the prompt (or an image) and, through the
+// caches, to frames remembered.
 //
 // What a pass needs is split by how often it changes, as in models/world/transformer.h: the
 // prompt's keys once per prompt, Level once per timestep, the rotation once per chunk.
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "device/context.h"
+#include "models/wan/action_module.h"
 #include "models/wan/config.h"
 #include "nn/dit_layer.h"
 #include "nn/weight_table.h"
@@ -36,11 +38,22 @@ struct Pass {
   bool sparse = false;
   PromptReading prompt = PromptReading::kAll;
   PassObserver* observer = nullptr;
+  Controls* controls = nullptr;  // of a model with actions
 };
 
 // One line for every missing, surplus or mis-shaped tensor of a generator (original names); nothing
 // is loaded.
 std::vector<std::string> check_weights(const TransformerConfig& config, const Checkpoint& file);
+
+// An image's tokens as the layers read them: two linear layers between two norms.
+struct ImageEmbedding {
+  Tensor norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias;
+  FeedForward mlp;
+
+  void list(WeightTable& table, int64_t in, int64_t out);
+  // tokens [T, in] f32, out [T, out] f32 | bf16.
+  void forward(Context& ctx, View tokens, View out) const;
+};
 
 class Transformer {
  public:
@@ -51,7 +64,8 @@ class Transformer {
   const TransformerConfig& config() const { return config_; }
 
   // The prompt's keys and values for every layer. text [T, text_dim] f32: encoded tokens; rows of
-  // zeros behind them count, since the model was trained to see them.
+  // zeros behind them count, since the model was trained to see them. Of a model that reads an
+  // image: the image's tokens (models/wan/image_encoder.h).
   void set_text(Context& ctx, View text, std::span<LayerState> layers) const;
 
   // timestep in [0, 1000]: 0 clean, 1000 noise.
@@ -64,7 +78,7 @@ class Transformer {
   void set_rope(Context& ctx, View clock, int64_t rows, int64_t columns, RopeTable& rope) const;
 
   // x [F, in_channels, H, W] f32, flow [F, out_channels, H, W] f32: the estimate of noise - clean.
-  // H and W are multiples of 2.
+  // H and W are multiples of 2. With controls x has out_channels: their image has the others.
   void flow(Context& ctx, View x, const Pass& pass, View flow) const;
 
   // The pass over clean frames whose keys and values join every layer's history: those behind
@@ -76,7 +90,7 @@ class Transformer {
 
   // Tokens of x, [F S, dim] f32, in the workspace; the caches show what the pass may read.
   View begin(Context& ctx, View x, const Pass& pass) const;
-  void embed(Context& ctx, View x, View tokens) const;
+  void embed(Context& ctx, View x, const Controls* controls, View tokens) const;
   // The first `count` layers on tokens, in place.
   void run_layers(Context& ctx, const Pass& pass, int64_t count,
                   std::optional<ChunkPosition> commit, View tokens) const;
@@ -89,8 +103,10 @@ class Transformer {
   DType residual_;
   std::optional<LinearWeight> patch_embedding_;
   FeedForward text_embedding_, time_embedding_;
+  std::optional<ImageEmbedding> image_embedding_;  // in the place of the text's
   std::optional<LinearWeight> time_projection_;
   std::vector<DitLayer> layers_;
+  std::vector<ActionModule> actions_;  // of the first layers
   Tensor head_modulation_;  // [1, 2, dim]
   std::optional<LinearWeight> head_;
 };
