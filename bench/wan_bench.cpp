@@ -55,7 +55,7 @@ int run(const std::string& folder, WanOptions options, int threads, int num_chun
   for (int n = 0; n < num_chunks; ++n) {
     const int64_t history = rollout.layers()[0].memory.cache->entries();
     start = std::chrono::steady_clock::now();
-    rollout.next_chunk(ctx, noise_of_seed(0), latents);
+    rollout.next_chunk(ctx, noise_of_seed(ctx, 0), latents);
     const double seconds = seconds_since(start);
     const auto tokens = static_cast<double>(options.chunk_frames * frame_tokens);
     const double passes = static_cast<double>(options.steps.size()) + 1;

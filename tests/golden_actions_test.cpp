@@ -188,7 +188,7 @@ class GameReplay {
   std::vector<LayerState> layers_;
   Tensor clock_;
   wan::Controls controls_;
-  ReadRecorder recorder_;
+  ReadRecorder recorder_{model_.ctx, /*sink_frames=*/0, tokens()};
 };
 
 TEST_F(GoldenActions, CallsAndMemoriesF32) {
@@ -256,7 +256,7 @@ TEST_F(GoldenActions, RolloutGoesOnFromWhatItRemembers) {
         },
         found);
     const Tensor expected = model.by_frame(call_name(call) + "flow");
-    wan::Schedule().to_clean(1000, x, expected, expected);
+    wan::Schedule().to_clean(model.ctx, 1000, x, expected, expected);
     expect_near("latents", expected, found, kLoopF32);
     begin += chunk;
     EXPECT_EQ(rollout.num_frames(), begin);

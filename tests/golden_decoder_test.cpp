@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -23,16 +24,28 @@ namespace {
 
 using namespace testing_support;
 
-class GoldenDecoder : public GoldenTest {
+class GoldenDecoder : public GoldenDeviceTest {
  protected:
-  Context ctx_{{}, 2};
+  void SetUp() override {
+    GoldenDeviceTest::SetUp();
+    if (!IsSkipped()) context_.emplace(device(), 2);
+  }
+
+  Context& ctx() { return *context_; }
+
+  static bool has_bf16() { return on_gpu() || bf16_products_supported(); }
+
+  std::optional<Context> context_;
   ScratchFolder scratch_;
 };
 
-// [H, W, C] in f32 or bf16 -> [C, H, W] f32, the first `channels` of it.
+LONGTAKE_ON_BOTH_DEVICES(GoldenDecoder);
+
+// [H, W, C] in f32 or bf16 -> [C, H, W] f32 on the CPU, the first `channels` of it.
 Tensor channels_first(Context& ctx, View image, int64_t channels) {
-  const Tensor wide(Device{}, DType::kF32, image.shape());
-  convert(ctx, image, wide);
+  const Tensor converted(ctx.device(), DType::kF32, image.shape());
+  convert(ctx, image, converted);
+  const Tensor wide = on_host(ctx, converted);
   const int64_t area = image.dim(0) * image.dim(1);
   Tensor out(Device{}, DType::kF32, {channels, image.dim(0), image.dim(1)});
   for (int64_t i = 0; i < area; ++i) {
@@ -70,7 +83,7 @@ void taehv_exception(const std::string& name, double& offset, double& scale) {
   if (name.ends_with("conv.4.weight")) scale *= 0.6;
 }
 
-TEST_F(GoldenDecoder, Taehv) {
+TEST_P(GoldenDecoder, Taehv) {
   const Checkpoint golden(golden_path("taehv.safetensors"));
   const Checkpoint none;
   WeightTable list(none, nullptr);
@@ -78,9 +91,9 @@ TEST_F(GoldenDecoder, Taehv) {
   const Checkpoint weights = formula_weights(golden, list.wanted(), formula_seed(golden),
                                              scratch_ / "weights", "", taehv_exception);
   for (const DType compute : {DType::kF32, DType::kBF16}) {
-    if (compute == DType::kBF16 && !bf16_products_supported()) continue;
+    if (compute == DType::kBF16 && !has_bf16()) continue;
     const Bound bound = compute == DType::kF32 ? kCallF32 : Bound{INFINITY, 3e-2};
-    WeightTable table(weights, &ctx_);
+    WeightTable table(weights, &ctx());
     const wan::TaehvDecoder decoder(compute, table);
     table.finish();
     const Tensor latents = read_golden(golden, "latents");
@@ -90,8 +103,8 @@ TEST_F(GoldenDecoder, Taehv) {
     int64_t frame = 0;
     for (int64_t n = 0; n < latents.dim(0); ++n) {
       const int64_t before = frame;
-      decoder.decode(ctx_, frame_of(latents, n), state, [&](View found) {
-        const Tensor picture = channels_first(ctx_, found, found.dim(2));
+      decoder.decode(ctx(), on_device(ctx(), frame_of(latents, n)), state, [&](View found) {
+        const Tensor picture = channels_first(ctx(), found, found.dim(2));
         clamp(picture, 0, 1);
         expect_near(str("frame ", frame), frame_of(frames, frame), picture, bound);
         ++frame;
@@ -105,13 +118,13 @@ TEST_F(GoldenDecoder, Taehv) {
       const auto stage = static_cast<size_t>(i / wan::TaehvDecoder::kBlocks);
       const auto block = static_cast<size_t>(i % wan::TaehvDecoder::kBlocks);
       expect_near(str("memory ", i), expected,
-                  channels_first(ctx_, state.memory[stage][block], expected.dim(0)), bound);
+                  channels_first(ctx(), state.memory[stage][block], expected.dim(0)), bound);
     }
     print_tally(compute == DType::kF32 ? "taehv" : "taehv, bf16");
   }
 }
 
-TEST_F(GoldenDecoder, TaehvEncoder) {
+TEST_P(GoldenDecoder, TaehvEncoder) {
   const Checkpoint golden(golden_path("taehv.safetensors"));
   const Checkpoint none;
   WeightTable list(none, nullptr);
@@ -121,17 +134,17 @@ TEST_F(GoldenDecoder, TaehvEncoder) {
   const Tensor rgb = read_golden(golden, "encode.rgb");  // [9, 3, H, W]
   const Tensor expected = read_golden(golden, "encode.latents");
   for (const DType compute : {DType::kF32, DType::kBF16}) {
-    if (compute == DType::kBF16 && !bf16_products_supported()) continue;
+    if (compute == DType::kBF16 && !has_bf16()) continue;
     const Bound bound = compute == DType::kF32 ? kCallF32 : Bound{INFINITY, 3e-2};
-    WeightTable table(weights, &ctx_);
+    WeightTable table(weights, &ctx());
     const wan::TaehvEncoder encoder(compute, table);
     table.finish();
     wan::TaehvEncoder::State state;
     int64_t latents = 0;
     for (int64_t n = 0; n < 4 * expected.dim(0); ++n) {  // the last frame again at the end
       const View frame = frame_of(rgb, std::min(n, rgb.dim(0) - 1));
-      encoder.encode(ctx_, channels_last(frame), state, [&](View z) {
-        expect_near(str("latent ", latents), frame_of(expected, latents), z, bound);
+      encoder.encode(ctx(), on_device(ctx(), channels_last(frame)), state, [&](View z) {
+        expect_near(str("latent ", latents), frame_of(expected, latents), on_host(ctx(), z), bound);
         ++latents;
       });
       EXPECT_EQ(latents, (n + 1) / 4);
@@ -150,12 +163,6 @@ Tensor frame_last(View video, int64_t index) {
       out.data<float>()[i * channels + c] =
           video.data<float>()[(c * video.dim(1) + index) * area + i];
   }
-  return out;
-}
-
-Tensor clone(View x) {
-  Tensor out(Device{}, x.dtype(), x.shape());
-  std::copy_n(x.raw(), x.bytes(), out.view().raw());
   return out;
 }
 
@@ -180,10 +187,10 @@ std::vector<const wan::FrameHistory*> histories(const wan::VaeDecoder::State& st
   return out;
 }
 
-TEST_F(GoldenDecoder, Vae) {
+TEST_P(GoldenDecoder, Vae) {
   const Checkpoint golden(golden_path("vae.safetensors"));
   const Checkpoint weights(golden_path("vae.weights.safetensors"));
-  WeightTable table(weights, &ctx_);
+  WeightTable table(weights, &ctx());
   const wan::VaeDecoder decoder(wan::vae_dim(weights), DType::kF32, table);
   table.finish();
   const Tensor mean = read_golden(golden, "mean");
@@ -198,9 +205,10 @@ TEST_F(GoldenDecoder, Vae) {
     const Tensor out = read_golden(golden, out_name);
     int64_t frame = 0;
     for (int64_t n = 0; n < z.dim(1); ++n)
-      decoder.decode(ctx_, latent(z, n), state, [&](View found) {
+      decoder.decode(ctx(), on_device(ctx(), latent(z, n)), state, [&](View found) {
         ASSERT_LT(frame, out.dim(1));
-        expect_near(str(out_name, " ", frame), frame_last(out, frame), clone(found), kCallF32);
+        expect_near(str(out_name, " ", frame), frame_last(out, frame), on_host(ctx(), found),
+                    kCallF32);
         ++frame;
       });
     EXPECT_EQ(frame, out.dim(1)) << out_name;
@@ -212,7 +220,7 @@ TEST_F(GoldenDecoder, Vae) {
     const Tensor expected = read_golden(golden, str("cached.2.feat.", i));
     for (int64_t t = 0; t < 2; ++t)
       expect_near(str("history ", i), frame_last(expected, t),
-                  clone((*kept[i])[static_cast<size_t>(t)]), kCallF32);
+                  on_host(ctx(), (*kept[i])[static_cast<size_t>(t)]), kCallF32);
   }
   const auto sizes = nlohmann::json::parse(golden.metadata().at("config"));
   for (const int64_t count : sizes.at("count_n")) {
@@ -222,10 +230,10 @@ TEST_F(GoldenDecoder, Vae) {
   print_tally("vae");
 }
 
-TEST_F(GoldenDecoder, VaeEncoder) {
+TEST_P(GoldenDecoder, VaeEncoder) {
   const Checkpoint golden(golden_path("vae.safetensors"));
   const Checkpoint weights(golden_path("vae.weights.safetensors"));
-  WeightTable table(weights, &ctx_);
+  WeightTable table(weights, &ctx());
   const wan::VaeEncoder encoder(wan::vae_dim(weights), DType::kF32, table);
   table.finish();
   const Tensor x = read_golden(golden, "encode.x");
@@ -233,8 +241,8 @@ TEST_F(GoldenDecoder, VaeEncoder) {
   wan::VaeEncoder::State state;
   int64_t latents = 0;
   const auto encode = [&](int64_t frame) {
-    encoder.encode(ctx_, frame_last(x, frame), state, [&](View z) {
-      expect_near(str("latent ", latents), latent(expected, latents), z, kCallF32);
+    encoder.encode(ctx(), on_device(ctx(), frame_last(x, frame)), state, [&](View z) {
+      expect_near(str("latent ", latents), latent(expected, latents), on_host(ctx(), z), kCallF32);
       ++latents;
     });
   };
@@ -251,7 +259,7 @@ TEST_F(GoldenDecoder, VaeEncoder) {
 
 // Real latents, which are all there is of real data: [1, 16, frames, H, W], 16 frames of 320 x 512
 // pixels. The weights are random, so only shapes, counts and ranges say something.
-TEST_F(GoldenDecoder, RealLatents) {
+TEST_P(GoldenDecoder, RealLatents) {
   const std::string path = golden_path("../weights/test_latents_wan.pth");
   if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there: nothing decoded";
   const Checkpoint file(path);
@@ -261,19 +269,21 @@ TEST_F(GoldenDecoder, RealLatents) {
   const Tensor all(Device{}, DType::kF32, stored.shape);
   read_tensor(stored, all);
   const View video = all.view().reshape({16, 16, 40, 64});
-  wan::write_random_model(ctx_, scratch_ / "model", {.size = "tiny", .dtype = DType::kF32});
+  Context host({}, 2);
+  wan::write_random_model(host, scratch_ / "model", {.size = "tiny", .dtype = DType::kF32});
   const Checkpoint vae_file(scratch_ / "model/Wan2.1_VAE.safetensors");
   const Checkpoint taehv_file(scratch_ / "model/taew2_1.safetensors");
-  WeightTable vae_table(vae_file, &ctx_);
+  WeightTable vae_table(vae_file, &ctx());
   const wan::VaeDecoder vae(wan::vae_dim(vae_file), DType::kF32, vae_table);
-  WeightTable taehv_table(taehv_file, &ctx_);
+  WeightTable taehv_table(taehv_file, &ctx());
   const wan::TaehvDecoder taehv(DType::kF32, taehv_table);
   // Two frames as large as they are, and all of them in a part of the picture.
   for (const auto& [frames, rows, columns] : {std::tuple(2, 40, 64), std::tuple(16, 6, 8)}) {
     wan::VaeDecoder::State vae_state;
     wan::TaehvDecoder::State taehv_state;
     int vae_frames = 0, taehv_frames = 0;
-    const auto check = [&, height = rows, width = columns](View frame) {
+    const auto check = [&, height = rows, width = columns](View found) {
+      const Tensor frame = on_host(ctx(), found);
       ASSERT_EQ(frame.shape(), (Shape{8 * height, 8 * width, 3}));
       for (int64_t i = 0; i < frame.numel(); ++i)
         ASSERT_TRUE(std::isfinite(frame.data<float>()[i])) << i;
@@ -285,11 +295,12 @@ TEST_F(GoldenDecoder, RealLatents) {
           std::copy_n(video.data<float>() + ((c * 16 + n) * 40 + y) * 64, columns,
                       z.data<float>() + (c * rows + y) * columns);
       }
-      vae.decode(ctx_, z, vae_state, [&](View frame) {
+      const Tensor there = on_device(ctx(), z);
+      vae.decode(ctx(), there, vae_state, [&](View frame) {
         check(frame);
         ++vae_frames;
       });
-      taehv.decode(ctx_, z, taehv_state, [&](View frame) {
+      taehv.decode(ctx(), there, taehv_state, [&](View frame) {
         check(frame);
         ++taehv_frames;
       });
@@ -309,9 +320,9 @@ void check_block(Context& ctx, const Checkpoint& golden, const std::string& name
     int64_t frame = 0;
     for (int64_t t = 0; t < in.dim(1); ++t) {
       const Workspace::Scope scope(ctx.workspace());
-      run(frame_last(in, t), [&](View found) {
+      run(on_device(ctx, frame_last(in, t)), [&](View found) {
         ASSERT_LT(frame, out.dim(1));
-        expect_near(str(name, ".", call, " ", frame), frame_last(out, frame), clone(found),
+        expect_near(str(name, ".", call, " ", frame), frame_last(out, frame), on_host(ctx, found),
                     kCallF32);
         ++frame;
       });
@@ -321,7 +332,7 @@ void check_block(Context& ctx, const Checkpoint& golden, const std::string& name
   EXPECT_GT(call, 0) << name;
 }
 
-TEST_F(GoldenDecoder, VaeBlocksOfRealSize) {
+TEST_P(GoldenDecoder, VaeBlocksOfRealSize) {
   const Checkpoint golden(golden_path("vae_real_blocks.safetensors"));
   // `list` is called twice: to learn the tensors, then to load them.
   const auto load = [&](const std::string& name, const auto& list) {
@@ -330,7 +341,7 @@ TEST_F(GoldenDecoder, VaeBlocksOfRealSize) {
     list(wanted);
     const Checkpoint file =
         formula_weights(golden, wanted.wanted(), formula_seed(golden), scratch_ / name, name + "/");
-    WeightTable table(file, &ctx_);
+    WeightTable table(file, &ctx());
     list(table);
     table.finish();
   };
@@ -339,29 +350,30 @@ TEST_F(GoldenDecoder, VaeBlocksOfRealSize) {
     wan::VaeResidual block;
     load(name, [&](WeightTable& table) { block.list(table, "", out, in, DType::kF32); });
     wan::VaeResidual::State state;
-    check_block(ctx_, golden, name,
-                [&](View x, const wan::FrameSink& sink) { sink(block.forward(ctx_, x, state)); });
+    check_block(ctx(), golden, name,
+                [&](View x, const wan::FrameSink& sink) { sink(block.forward(ctx(), x, state)); });
   }
   wan::VaeAttention attention;
   load("attention_384", [&](WeightTable& table) { attention.list(table, "", 384, DType::kF32); });
-  check_block(ctx_, golden, "attention_384", [&](View x, const wan::FrameSink& sink) {
-    attention.forward(ctx_, x);
+  check_block(ctx(), golden, "attention_384", [&](View x, const wan::FrameSink& sink) {
+    attention.forward(ctx(), x);
     sink(x);
   });
   wan::VaeDownsample down;
   load("downsample3d_192",
        [&](WeightTable& table) { down.list(table, "", 192, true, DType::kF32); });
   wan::VaeDownsample::State down_state;
-  check_block(ctx_, golden, "downsample3d_192",
-              [&](View x, const wan::FrameSink& sink) { down.forward(ctx_, x, down_state, sink); });
+  check_block(ctx(), golden, "downsample3d_192", [&](View x, const wan::FrameSink& sink) {
+    down.forward(ctx(), x, down_state, sink);
+  });
   for (const auto& [name, channels, is_temporal] :
        {std::tuple("upsample3d_384", 384, true), std::tuple("upsample2d_192", 192, false)}) {
     wan::VaeUpsample block;
     load(name,
          [&](WeightTable& table) { block.list(table, "", channels, is_temporal, DType::kF32); });
     wan::VaeUpsample::State state;
-    check_block(ctx_, golden, name,
-                [&](View x, const wan::FrameSink& sink) { block.forward(ctx_, x, state, sink); });
+    check_block(ctx(), golden, name,
+                [&](View x, const wan::FrameSink& sink) { block.forward(ctx(), x, state, sink); });
   }
   print_tally("vae blocks");
 }

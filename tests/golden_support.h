@@ -13,9 +13,11 @@
 #include <vector>
 
 #include "base/error.h"
+#include "device/context.h"
 #include "io/checkpoint.h"
 #include "io/safetensors.h"
 #include "nn/weight_table.h"
+#include "ops/copy.h"
 #include "tensor/tensor.h"
 
 namespace longtake::testing_support {
@@ -38,6 +40,42 @@ class GoldenTest : public testing::Test {
     ASSERT_TRUE(std::filesystem::is_directory(golden_folder())) << golden_folder();
   }
 };
+
+// The same on the CPU and on a GPU, which is skipped where there is none.
+class GoldenDeviceTest : public GoldenTest, public testing::WithParamInterface<DeviceKind> {
+ protected:
+  void SetUp() override {
+    GoldenTest::SetUp();
+    if (IsSkipped()) return;
+    try {
+      Context(device(), 1);
+    } catch (const Error& error) {
+      GTEST_SKIP() << error.what();
+    }
+  }
+
+  static Device device() { return {GetParam(), 0}; }
+
+  static bool on_gpu() { return GetParam() == DeviceKind::kCuda; }
+};
+
+#define LONGTAKE_ON_BOTH_DEVICES(fixture)                                     \
+  INSTANTIATE_TEST_SUITE_P(                                                   \
+      Devices, fixture, testing::Values(DeviceKind::kCpu, DeviceKind::kCuda), \
+      [](const auto& p) { return p.param == DeviceKind::kCpu ? std::string("Cpu") : "Cuda"; })
+
+// A tensor of the same elements on the context's device, or on the CPU.
+inline Tensor on_device(Context& ctx, View x) {
+  Tensor out(ctx.device(), x.dtype(), x.shape());
+  copy(ctx, x, out);
+  return out;
+}
+
+inline Tensor on_host(Context& ctx, View x) {
+  Tensor out(Device{}, x.dtype(), x.shape());
+  copy(ctx, x, out);
+  return out;
+}
 
 // A tensor of the file in its own type.
 inline Tensor read_golden(const Checkpoint& file, const std::string& name) {

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "device_rows.h"
 #include "golden_support.h"
 #include "kv/time_rotation.h"
 #include "models/wan/checkpoint.h"
@@ -42,12 +43,9 @@ inline int32_t golden_int(const Checkpoint& file, const std::string& name, int64
   return read_golden(file, name).data<int32_t>()[index];
 }
 
-// Keys or values as rows [tokens, heads, channels], in the order they are read.
-struct Rows {
-  Tensor k, v;
-};
-
-inline Rows unpack(const KvView& view) {
+// Keys and values of a cache that keeps frames apart: the history, then the chunk in work.
+inline Rows unpack(Context& ctx, const KvView& view, int64_t sink_frames, int64_t frame_tokens) {
+  if (view.device != nullptr) return device_rows(ctx, view, sink_frames, frame_tokens);
   int64_t tokens = 0;
   for (const KvPage& page : view.heads[0]) tokens += page.num_keys;
   const int64_t heads = view.num_heads();
@@ -66,31 +64,38 @@ inline Rows unpack(const KvView& view) {
   return rows;
 }
 
+inline Tensor clone(View x) {
+  Tensor out(Device{}, x.dtype(), x.shape());
+  std::copy_n(x.raw(), x.bytes(), out.view().raw());
+  return out;
+}
+
 // What each layer's self attention read, and the streams behind the layers.
 class ReadRecorder final : public PassObserver {
  public:
+  ReadRecorder(Context& ctx, int64_t sink_frames, int64_t frame_tokens)
+      : ctx_(ctx), sink_frames_(sink_frames), frame_tokens_(frame_tokens) {}
+
   void on_self_attention(int64_t layer, const AttentionRead& read) override {
-    rows[layer] = unpack(read.kv);
+    rows[layer] = unpack(ctx_, read.kv, sink_frames_, frame_tokens_);
   }
 
-  void on_layer(int64_t layer, View x) override { streams[layer] = clone(x); }
-
-  static Tensor clone(View x) {
-    Tensor out(Device{}, x.dtype(), x.shape());
-    std::copy_n(x.raw(), x.bytes(), out.view().raw());
-    return out;
-  }
+  void on_layer(int64_t layer, View x) override { streams[layer] = on_host(ctx_, x); }
 
   std::map<int64_t, Rows> rows;
   std::map<int64_t, Tensor> streams;
+
+ private:
+  Context& ctx_;
+  int64_t sink_frames_, frame_tokens_;
 };
 
 // The small transformer of a parity file with its weights.
 class WanModel {
  public:
-  WanModel(const std::string& file, DType compute, DType residual,
+  WanModel(Device device, const std::string& file, DType compute, DType residual,
            const std::string& lora = std::string())
-      : golden(golden_path(file + ".safetensors")) {
+      : ctx(device, 2), golden(golden_path(file + ".safetensors")) {
     const auto sizes = nlohmann::json::parse(golden.metadata().at("config"));
     num_heads = sizes.at("num_heads");
     const int64_t dim = sizes.at("dim");
@@ -119,14 +124,16 @@ class WanModel {
 
   int64_t frame_tokens() const { return rows() * columns(); }
 
-  // Of num_frames frames from first_frame on.
-  RopeTable rope(int64_t first_frame, int64_t num_frames) {
-    RopeTable table = transformer->make_rope(ctx, num_frames * frame_tokens());
-    transformer->set_rope(ctx, clock_at(ctx, first_frame), rows(), columns(), table);
+  // Of num_frames frames from first_frame on, for a context's device.
+  RopeTable rope(Context& context, int64_t first_frame, int64_t num_frames) const {
+    RopeTable table = transformer->make_rope(context, num_frames * frame_tokens());
+    const Tensor clock = clock_at(context, first_frame);
+    transformer->set_rope(context, clock, rows(), columns(), table);
+    context.synchronize();
     return table;
   }
 
-  Context ctx{{}, 2};
+  Context ctx;
   Checkpoint golden;
   wan::TransformerConfig config;
   int64_t num_heads = 0, height = 0, width = 0;

@@ -60,7 +60,7 @@ class WanEndless : public testing::Test {
   WanOptions sized(WanOptions options, const std::string& preset = "",
                    const MethodSettings& settings = {}) const {
     options.height = options.width = kSide;
-    options.method = choose_method(options, kConfig, preset, settings);
+    options.method = choose_method(ctx_, options, kConfig, preset, settings);
     return options;
   }
 
@@ -81,7 +81,7 @@ class WanEndless : public testing::Test {
 
   // Plays all chunks; the newest `kept` frames and the first three are returned.
   std::vector<Tensor> play(WanRollout& rollout, size_t kept) {
-    const NoiseSource noise = noise_of_seed(3);
+    const NoiseSource noise = noise_of_seed(ctx_, 3);
     const Tensor latents = frames(3);
     std::vector<Tensor> first;
     std::deque<Tensor> newest;
@@ -117,7 +117,7 @@ class WanEndless : public testing::Test {
 
   // The next chunk of a rollout, with noise that does not know where it is.
   Tensor next(WanRollout& rollout) {
-    const NoiseSource seeded = noise_of_seed(4);
+    const NoiseSource seeded = noise_of_seed(ctx_, 4);
     Tensor latents = frames(3);
     rollout.next_chunk(
         ctx_,

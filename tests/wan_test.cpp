@@ -87,7 +87,7 @@ class Wan : public testing::Test {
     transformer_.emplace(wan::transformer_config(file), DType::kF32, DType::kF32, table);
     table.finish();
     text_ = Tensor::zeros(Device{}, DType::kF32, {8, transformer_->config().text_dim});
-    noise_of_seed(1)({0, 0}, text_.view().reshape({1, text_.numel()}));
+    noise_of_seed(ctx_, 1)({0, 0}, text_.view().reshape({1, text_.numel()}));
   }
 
   static WanOptions sized(WanOptions options) {
@@ -169,7 +169,7 @@ TEST_F(Wan, OnlyDistancesInTimeMatter) {
   const wan::Level level = transformer_->level(ctx_, 500);
   const std::vector<const wan::Level*> levels(3, &level);
   const Tensor x = frames(3);
-  noise_of_seed(2)({0, 0}, x);
+  noise_of_seed(ctx_, 2)({0, 0}, x);
   RopeTable rope = transformer_->make_rope(ctx_, 18);
   std::vector<Tensor> flows;
   for (const int64_t first_frame : {0, 1'000'000}) {
@@ -205,7 +205,7 @@ TEST_F(Wan, RollingForcingWindows) {
   FramesRead read;
   rollout.observe(&read);
   const Tensor latents = frames(3);
-  for (int64_t n = 0; n < kChunks; ++n) rollout.next_chunk(ctx_, noise_of_seed(3), latents);
+  for (int64_t n = 0; n < kChunks; ++n) rollout.next_chunk(ctx_, noise_of_seed(ctx_, 3), latents);
   const std::vector<int64_t> expected = {3,  6,  9,  12, 15, 3,   // ramp, first chunk clean
                                          18, 6,  21, 9,  21, 12,  // windows 5, 6, 7: noisy, clean
                                          21, 15, 21, 18, 21, 21,  // 8, 9, 10
@@ -221,8 +221,8 @@ TEST_F(Wan, AnEndlessRollingRolloutBeginsLikeAFiniteOne) {
   const Tensor a = frames(3);
   const Tensor b = frames(3);
   for (int64_t n = 0; n < 9 - 4; ++n) {  // the last windows of a finite one are shorter
-    finite.next_chunk(ctx_, noise_of_seed(3), a);
-    endless.next_chunk(ctx_, noise_of_seed(3), b);
+    finite.next_chunk(ctx_, noise_of_seed(ctx_, 3), a);
+    endless.next_chunk(ctx_, noise_of_seed(ctx_, 3), b);
     EXPECT_TRUE(same_bits(a, b)) << n;
   }
 }
@@ -235,7 +235,7 @@ TEST_F(Wan, PoliciesPlayAChunkRollout) {
     options.method = parse_method(str("memory=", memory));
     ChunkRollout rollout(ctx_, *transformer_, text_, options);
     last.push_back(frames(3));
-    for (int n = 0; n < 7; ++n) rollout.next_chunk(ctx_, noise_of_seed(4), last.back());
+    for (int n = 0; n < 7; ++n) rollout.next_chunk(ctx_, noise_of_seed(ctx_, 4), last.back());
     EXPECT_EQ(rollout.num_frames(), 21);
     EXPECT_TRUE(is_finite(last.back())) << memory;
   }
@@ -252,7 +252,7 @@ TEST_F(Wan, LongRolloutsStayFlatAndFinite) {
     size_t bytes = 0;
     for (int n = 0; n < 24; ++n) {
       if (n == 10) rollout.switch_prompt(ctx_, text_);
-      rollout.next_chunk(ctx_, noise_of_seed(5), latents);
+      rollout.next_chunk(ctx_, noise_of_seed(ctx_, 5), latents);
       ASSERT_TRUE(is_finite(latents)) << n;
       const size_t now =
           rollout.layers()[0].memory.cache->bytes() + ctx_.workspace().bytes_reserved();
@@ -274,7 +274,7 @@ TEST_F(Wan, AnotherPromptChangesWhatFollows) {
     const Tensor& latents = is_switched ? switched : kept;
     for (int n = 0; n < 6; ++n) {
       if (is_switched && n == 5) rollout.switch_prompt(ctx_, other);
-      rollout.next_chunk(ctx_, noise_of_seed(6), latents);
+      rollout.next_chunk(ctx_, noise_of_seed(ctx_, 6), latents);
     }
   }
   EXPECT_FALSE(same_bits(kept, switched));

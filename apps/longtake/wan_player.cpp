@@ -105,7 +105,9 @@ class WanPlayer final : public Player {
   explicit WanPlayer(const GenerateFlags& flags)
       : flags_(flags),
         files_(wan::find_model_files(flags.model, flags.base_model)),
-        dtype_(choose_dtype(flags.dtype, choose_device(flags.device))) {
+        dtype_(choose_dtype(flags.dtype, choose_device(flags.device))),
+        ctx_(std::make_unique<Context>(choose_device(flags.device),
+                                       static_cast<int>(flags.threads))) {
     expect_no_world_flags(flags);
     const std::string family = flags.rollout.empty() ? files_.family : flags.rollout;
     WanOptions& rollout = options_.rollout;
@@ -117,8 +119,8 @@ class WanPlayer final : public Player {
     switches_ = parse_prompt_switches(flags.prompt_at, num_frames_);
     config_ = wan::read_config(files_);
     choose_prompts();
-    rollout.method =
-        named_as_flag([&] { return choose_method(rollout, config_, flags.preset, flags.method); });
+    rollout.method = named_as_flag(
+        [&] { return choose_method(*ctx_, rollout, config_, flags.preset, flags.method); });
     if (flags.seed) options_.seed = *flags.seed;
     if (!flags.init.empty()) open_frame_reader(flags.init);
     // A given video has the frame that is a latent of its own.
@@ -133,8 +135,6 @@ class WanPlayer final : public Player {
   int64_t num_frames() const override { return num_frames_; }
 
   void load() override {
-    ctx_ =
-        std::make_unique<Context>(choose_device(flags_.device), static_cast<int>(flags_.threads));
     encode_prompts();
     transformer_ = wan::load_transformer(*ctx_, files_, dtype_, DType::kF32, &weight_bytes_);
     size_t decoder_bytes = 0;
@@ -142,7 +142,7 @@ class WanPlayer final : public Player {
     weight_bytes_ += decoder_bytes;
     session_ =
         std::make_unique<WanSession>(*ctx_, *transformer_, *decoder_, prompt_.embeddings, options_);
-    session_->observe(&watcher_);
+    if (ctx_->device().kind == DeviceKind::kCpu) session_->observe(&watcher_);
     if (!flags_.init.empty()) remember_init();
   }
 
@@ -210,39 +210,48 @@ class WanPlayer final : public Player {
 
   // What does not fit is refused at the start rather than killed after an hour.
   void expect_memory() const {
-    const WanMemory play = memory_to_play(options_.rollout, config_, decoder_file(), decoder_kind_);
-    const size_t there = free_memory_bytes();
-    expect_memory(there, play.total(), memory_text(play, options_.rollout));
+    const Device device = ctx_->device();
+    const WanMemory play =
+        memory_to_play(options_.rollout, config_, decoder_file(), decoder_kind_, device);
+    expect_memory(device, play.total(), memory_text(play, options_.rollout));
     if (!needs_encoder()) return;
-    const size_t encode = memory_to_encode(Checkpoint(files_.text_encoder), dtype_);
-    expect_memory(there, encode, "for the text encoder (--load-prompt needs none of it)");
+    const size_t encode = memory_to_encode(Checkpoint(files_.text_encoder), encoder_dtype());
+    expect_memory({}, encode, "for the text encoder (--load-prompt needs none of it)");
   }
 
-  static void expect_memory(size_t there, size_t wanted, const std::string& what) {
-    if (wanted > there)
-      throw Error(ErrorKind::kUsage,
-                  str("memory: expected ", bytes_text(static_cast<double>(wanted)), ' ', what,
-                      ", found ", bytes_text(static_cast<double>(there)), " free"));
+  static void expect_memory(Device device, size_t wanted, const std::string& what) {
+    const size_t there = free_memory_bytes(device);
+    if (wanted <= there) return;
+    const std::string of = device.kind == DeviceKind::kCpu ? "" : " of " + device.to_string();
+    throw Error(ErrorKind::kUsage,
+                str("memory", of, ": expected ", bytes_text(static_cast<double>(wanted)), ' ', what,
+                    ", found ", bytes_text(static_cast<double>(there)), " free"));
+  }
+
+  // The text encoder, by far the largest part, runs on the CPU.
+  DType encoder_dtype() const {
+    return ctx_->device().kind == DeviceKind::kCpu ? dtype_ : choose_dtype("", Device{});
   }
 
   // The given picture or video becomes the past. The encoder goes when it is read.
   void remember_init() {
-    Context cpu({}, static_cast<int>(flags_.threads));
-    const DType compute = choose_dtype(flags_.dtype, cpu.device());
-    const auto encoder = wan::open_encoder(cpu, decoder_file(), decoder_kind_, compute);
+    const auto encoder = wan::open_encoder(*ctx_, decoder_file(), decoder_kind_, dtype_);
     const auto width = static_cast<int>(options_.rollout.width * wan::kLatentPixels);
     const auto height = static_cast<int>(options_.rollout.height * wan::kLatentPixels);
     std::vector<float> values;
     const auto keep = [&](View z) {
-      values.insert(values.end(), z.data<float>(), z.data<float>() + z.numel());
+      const size_t count = values.size();
+      values.resize(count + static_cast<size_t>(z.numel()));
+      copy(*ctx_, z, View(values.data() + count, DType::kF32, Device{}, z.shape()));
     };
     const auto reader = open_frame_reader(flags_.init);
     for (Frame frame; reader->read(frame);) {
       if (stop_signal() != 0) return;
       Frame scaled = resized(frame, width, height);
-      encoder->encode(cpu, View(scaled.rgb.data(), DType::kU8, Device{}, {height, width, 3}), keep);
+      encoder->encode(*ctx_, View(scaled.rgb.data(), DType::kU8, Device{}, {height, width, 3}),
+                      keep);
     }
-    encoder->finish(cpu, keep);
+    encoder->finish(*ctx_, keep);
     if (values.empty())
       throw Error(ErrorKind::kInput, str(flags_.init, ": expected at least one frame, found none"));
     const Shape frame{config_.out_channels, options_.rollout.height, options_.rollout.width};
@@ -258,7 +267,8 @@ class WanPlayer final : public Player {
       std::vector<std::string> texts;
       if (flags_.load_prompt.empty()) texts.push_back(prompt_.text);
       for (const PromptSwitch& later : switches_) texts.push_back(later.text);
-      std::vector<Tensor> encoded = wan::encode_prompts(*ctx_, files_, texts, dtype_);
+      Context cpu({}, static_cast<int>(flags_.threads));
+      std::vector<Tensor> encoded = wan::encode_prompts(cpu, files_, texts, encoder_dtype());
       if (encoded[0].dim(1) != config_.text_dim)
         throw Error(ErrorKind::kInput,
                     str(files_.text_encoder, ": expected embeddings of ", config_.text_dim,
@@ -273,6 +283,7 @@ class WanPlayer final : public Player {
   GenerateFlags flags_;
   wan::ModelFiles files_;
   DType dtype_;
+  std::unique_ptr<Context> ctx_;
   wan::TransformerConfig config_;
   wan::DecoderKind decoder_kind_ = wan::DecoderKind::kVae;
   WanSessionOptions options_;
@@ -282,7 +293,6 @@ class WanPlayer final : public Player {
   std::vector<Tensor> later_prompts_;  // of the switches
   size_t next_switch_ = 0;
   StopWatcher watcher_;
-  std::unique_ptr<Context> ctx_;
   size_t weight_bytes_ = 0;
   std::unique_ptr<wan::Transformer> transformer_;
   std::unique_ptr<wan::Decoder> decoder_;

@@ -18,6 +18,8 @@ void synchronize(Runtime& runtime);
 // Device memory. Throws Error when it is short, naming the size.
 std::byte* allocate(int index, size_t bytes);
 void release(int index, std::byte* data) noexcept;
+// Device memory that nobody has taken.
+size_t free_bytes(int index);
 // Host memory that the device reads and writes by itself.
 std::byte* allocate_page_locked(size_t bytes);
 void release_page_locked(std::byte* data) noexcept;

@@ -90,11 +90,17 @@ std::byte* allocate(int index, size_t bytes) {
   check(cudaSetDevice(index), "GPU");
   if (cudaMalloc(&data, bytes) != cudaSuccess) {
     static_cast<void>(cudaGetLastError());
-    size_t free = 0, total = 0;
-    static_cast<void>(cudaMemGetInfo(&free, &total));
-    throw Error(str("memory: expected ", bytes, " free bytes on cuda:", index, ", found ", free));
+    throw Error(str("memory: expected ", bytes, " free bytes on cuda:", index, ", found ",
+                    free_bytes(index)));
   }
   return static_cast<std::byte*>(data);
+}
+
+size_t free_bytes(int index) {
+  size_t free = 0, total = 0;
+  check(cudaSetDevice(index), "GPU");
+  check(cudaMemGetInfo(&free, &total), "GPU memory");
+  return free;
 }
 
 void release(int /*index*/, std::byte* data) noexcept {

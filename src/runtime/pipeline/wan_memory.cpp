@@ -5,6 +5,8 @@
 #include <limits>
 #include <string>
 
+#include "build_config.h"
+#include "device/cuda_device.h"
 #include "kv/page.h"
 #include "models/wan/text_encoder.h"
 #include "models/wan/vae.h"
@@ -40,11 +42,38 @@ double packed_bytes(const WeightTable& table, DType compute) {
   return kPadding * bytes;
 }
 
-double cache_bytes(const WanOptions& options, const wan::TransformerConfig& config) {
+// Pages of the GPU's caches, whose frames begin in pages of their own, and what lies beside them.
+constexpr int64_t kGpuPageTokens = 128;
+constexpr double kGpuWork = double{1 << 20} * 512;  // libraries, records, parts of an attention
+
+// Bytes of TempCache's state on top of the pages: of a group, of a key of the frame in work.
+struct MergeBytes {
+  double group, key;
+};
+
+MergeBytes merge_bytes(int64_t head_dim, DeviceKind device) {
+  const auto dim = static_cast<double>(head_dim);
+  // A group's key and value, and its key as it is compared, in f32; on the GPU also codes, counts
+  // and sightings.
+  if (device == DeviceKind::kCpu) return {3 * sizeof(float) * dim, 0};
+  constexpr double kCounts = 100, kFound = 600;
+  return {(3 * sizeof(float) + 1) * dim + kCounts, (2 * sizeof(float) + 1) * dim + kFound};
+}
+
+double cache_bytes(const WanOptions& options, const wan::TransformerConfig& config,
+                   DeviceKind device) {
   const ModelSizes sizes = model_sizes(options, config);
   const Method method = options.method ? *options.method : own_method(options);
   const CacheOptions cache = cache_options(method, sizes, options.dtype, options.expected_frames);
-  const double frame = cache_bytes_per_frame(sizes, options.dtype);
+  const bool on_gpu = device == DeviceKind::kCuda;
+  const double slot =
+      2 * static_cast<double>(sizes.head_dim * static_cast<int64_t>(size_of(options.dtype))) +
+      sizeof(float);
+  const auto heads = static_cast<double>(sizes.num_heads * sizes.num_layers);
+  const double frame = on_gpu ? heads * slot *
+                                    static_cast<double>((sizes.frame_tokens + kGpuPageTokens - 1) /
+                                                        kGpuPageTokens * kGpuPageTokens)
+                              : cache_bytes_per_frame(sizes, options.dtype);
   const auto own = static_cast<double>(options.chunk_frames);
   const double in_work = options.is_rolling ? own * static_cast<double>(options.steps.size()) : own;
   const auto frames_of = [&](int64_t keys) {
@@ -59,14 +88,10 @@ double cache_bytes(const WanOptions& options, const wan::TransformerConfig& conf
   const int64_t budget =
       cache.memory == "tempcache" ? cache.tempcache.budget_tokens : cache.budget_tokens;
   const double kept = budget > 0 ? frames_of(budget) : static_cast<double>(options.expected_frames);
-  // A group has its key and value, and its key as it is compared, in f32 beside its page.
-  constexpr double kCopies = 3;
-  const double beside = cache.memory == "tempcache"
-                            ? kCopies * sizeof(float) * static_cast<double>(sizes.head_dim)
-                            : 0;
+  const MergeBytes beside =
+      cache.memory == "tempcache" ? merge_bytes(sizes.head_dim, device) : MergeBytes{};
   return frame * (in_work + 3 + kept) +
-         kept * static_cast<double>(sizes.frame_tokens * sizes.num_heads * sizes.num_layers) *
-             beside;
+         heads * static_cast<double>(sizes.frame_tokens) * (kept * beside.group + beside.key);
 }
 
 // Temporaries of a pass over so many tokens.
@@ -81,7 +106,7 @@ double pass_bytes(const wan::TransformerConfig& config, double tokens, DType com
 }  // namespace
 
 WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
-                         const Checkpoint& decoder, wan::DecoderKind kind) {
+                         const Checkpoint& decoder, wan::DecoderKind kind, Device device) {
   const Checkpoint none;
   WanMemory out;
   {
@@ -104,7 +129,7 @@ WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig
     out.stream = latents * kTaehvStream * c;
   }
   out.weights += packed_bytes(table, options.dtype);
-  out.cache = cache_bytes(options, config);
+  out.cache = cache_bytes(options, config, device.kind);
   const auto frame_tokens = static_cast<double>(model_sizes(options, config).frame_tokens);
   const int64_t frames = options.is_rolling
                              ? options.chunk_frames * static_cast<int64_t>(options.steps.size())
@@ -112,6 +137,7 @@ WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig
                                             : options.chunk_frames;
   out.work = std::max(
       decode, pass_bytes(config, frame_tokens * static_cast<double>(frames), options.dtype));
+  if (device.kind == DeviceKind::kCuda) out.work += kGpuWork;
   return out;
 }
 
@@ -125,7 +151,10 @@ size_t memory_to_encode(const Checkpoint& text_encoder, DType compute) {
   return static_cast<size_t>(packed_bytes(table, compute) - words);  // the words stay in the file
 }
 
-size_t free_memory_bytes() {
+size_t free_memory_bytes(Device device) {
+  if constexpr (kHasCuda) {
+    if (device.kind == DeviceKind::kCuda) return cuda::free_bytes(device.index);
+  }
   std::ifstream info("/proc/meminfo");
   for (std::string key; info >> key;) {
     size_t kib = 0;

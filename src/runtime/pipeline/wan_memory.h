@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "device/device.h"
 #include "io/checkpoint.h"
 #include "models/wan/decoder.h"
 #include "pipeline/wan_rollout.h"
@@ -19,14 +20,15 @@ struct WanMemory {
   size_t total() const { return static_cast<size_t>(weights + cache + work + stream); }
 };
 
-// An estimate, meant to be a little too high. Throws Error (kInput).
+// An estimate of what the device must hold, meant to be a little too high. Throws Error (kInput).
 WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
-                         const Checkpoint& decoder, wan::DecoderKind kind);
+                         const Checkpoint& decoder, wan::DecoderKind kind, Device device);
 
 // Of the text encoder, which is gone before the transformer comes.
 size_t memory_to_encode(const Checkpoint& text_encoder, DType compute);
 
-// Memory that the system could give this process now; what cannot be found out is no limit.
-size_t free_memory_bytes();
+// Memory that the system or the GPU could give this process now; what cannot be found out is no
+// limit.
+size_t free_memory_bytes(Device device);
 
 }  // namespace longtake

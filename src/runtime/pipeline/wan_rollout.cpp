@@ -2,23 +2,27 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <limits>
+#include <memory>
 #include <utility>
 
+#include "attention/select.h"
 #include "base/error.h"
-#include "base/philox.h"
 #include "kv/page.h"
 #include "ops/clock.h"
+#include "ops/copy.h"
+#include "ops/noise.h"
 #include "pipeline/selection.h"
 #include "pipeline/stats.h"
 
 namespace longtake {
 namespace {
 
-void copy(View from, View to) {
-  LONGTAKE_CHECK(from.bytes() == to.bytes(), from.shape().to_string());
-  std::memmove(to.raw(), from.raw(), from.bytes());
+// The rows from `first` on, `count` of them, become the first ones: one by one, since they overlap.
+void move_to_front(Context& ctx, View rows, int64_t first, int64_t count) {
+  if (first == 0) return;
+  for (int64_t i = 0; i < count; ++i)
+    copy(ctx, rows.rows(first + i, first + i + 1), rows.rows(i, i + 1));
 }
 
 void expect(bool ok, const char* what, const std::string& expected, const std::string& found) {
@@ -74,13 +78,17 @@ WanOptions resolved(WanOptions options, const wan::TransformerConfig& config) {
   return options;
 }
 
-// A budget below what the policy needs shows when a cache is made: one of a single head.
-void try_cache(const WanOptions& options, const wan::TransformerConfig& config) {
-  CacheOptions cache =
-      cache_options(*options.method, model_sizes(options, config), options.dtype, 0);
+// A budget below what the policy needs, or a policy or selection that the device does not have,
+// shows when they are made: for a single head.
+void try_method(Context& ctx, const WanOptions& options, const wan::TransformerConfig& config) {
+  const Method& method = *options.method;
+  CacheOptions cache = cache_options(method, model_sizes(options, config), options.dtype, 0);
   cache.num_heads = 1;
-  Context ctx({}, 1);
+  cache.chunk_frames = options.chunk_frames;
+  const Tensor clock = Tensor::zeros(ctx.device(), DType::kI64, {1});
+  cache.clock = clock;
   make_cache(ctx, cache);
+  if (method.sparse_self) make_page_selector(ctx, 1, config.head_dim(), method.select);
 }
 
 }  // namespace
@@ -148,7 +156,7 @@ Method own_method(const WanOptions& options) {
   return method;
 }
 
-Method choose_method(const WanOptions& options, const wan::TransformerConfig& config,
+Method choose_method(Context& ctx, const WanOptions& options, const wan::TransformerConfig& config,
                      const std::string& preset, const MethodSettings& settings) {
   const Method own = own_method(options);
   Method method = make_method(preset, settings, own);
@@ -162,7 +170,7 @@ Method choose_method(const WanOptions& options, const wan::TransformerConfig& co
         /*is_bytes=*/false};
   WanOptions with = options;
   with.method = method;
-  try_cache(resolved(with, config), config);
+  try_method(ctx, resolved(with, config), config);
   return method;
 }
 
@@ -177,20 +185,18 @@ ModelSizes model_sizes(const WanOptions& options, const wan::TransformerConfig& 
   return sizes;
 }
 
-NoiseSource noise_of_seed(uint64_t seed) {
-  return [seed](const NoiseDraw& draw, View out) {
-    const int64_t frames = out.dim(0);
-    for (int64_t f = 0; f < frames; ++f) {
-      const View frame = out.rows(f, f + 1);
-      fill_normal(seed, static_cast<uint32_t>(draw.first_frame + f),
-                  static_cast<uint32_t>(draw.step), frame.data<float>(), frame.numel());
-    }
+NoiseSource noise_of_seed(Context& ctx, uint64_t seed) {
+  // A clock that stands at frame 0: every draw says its own frame.
+  const auto clock = std::make_shared<const Tensor>(Tensor::zeros(ctx.device(), DType::kI64, {1}));
+  return [&ctx, seed, clock](const NoiseDraw& draw, View out) {
+    fill_normal(ctx, seed, *clock, static_cast<uint32_t>(draw.step), out, draw.first_frame,
+                out.dim(0));
   };
 }
 
 WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View text,
                        const WanOptions& options)
-    : transformer_(transformer), options_(options), schedule_(options.shift) {
+    : transformer_(transformer), options_(options), schedule_(options.shift), clean_clock_(ctx, 2) {
   expect(options.height >= wan::kPatch && options.width >= wan::kPatch &&
              options.height % wan::kPatch == 0 && options.width % wan::kPatch == 0,
          "latent size", str("multiples of ", wan::kPatch),
@@ -209,6 +215,8 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
   clock_ = Tensor::zeros(ctx.device(), DType::kI64, {1});
   cache.clock = clock_;
   cache.chunk_frames = options_.chunk_frames;
+  cache.commits_beside = true;
+  cache.page_summaries = method().sparse_self;
   const int64_t frame_pages = (sizes.frame_tokens + kPageTokens - 1) / kPageTokens;
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (LayerState& layer : layers_) {
@@ -218,7 +226,7 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
     layer.memory.newest_pages = frame_pages;
   }
   set_selection(ctx, method(), sizes, layers_);
-  transformer.set_text(ctx, text, layers_);
+  set_text(ctx, text);
   // What the modules remember is the model's own, whatever the method.
   if (transformer.config().actions.num_layers > 0)
     controls_ = wan::make_controls(
@@ -226,13 +234,40 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
         options.context_frames - options.chunk_frames, options.height, options.width);
 }
 
+void WanRollout::set_text(Context& ctx, View text) {
+  const Workspace::Scope scope(ctx.workspace());
+  const View here = ctx.workspace().take(DType::kF32, text.shape());
+  copy(ctx, text, here);
+  transformer_.set_text(ctx, here, layers_);
+  forget_recordings();
+}
+
+void WanRollout::prepare(Context& ctx, int64_t num_frames) {
+  bool moved = false;
+  for (LayerState& layer : layers_) moved |= layer.memory.cache->prepare_frames(ctx, num_frames);
+  if (moved) forget_recordings();
+}
+
+void WanRollout::expect_finite() const {
+  for (const LayerState& layer : layers_) layer.memory.cache->expect_finite();
+}
+
 int64_t WanRollout::history_frames() const {
   return frames_behind_sink(options_);
 }
 
+void WanRollout::run(Context& ctx, bool commits, const wan::Pass& pass,
+                     const std::function<void()>& steps) {
+  // An observer looks at every pass, and a pass without a history is one of its own.
+  if (observer_ != nullptr || next_frame_ == 0) return steps();
+  const PassKind kind{commits, static_cast<int64_t>(pass.levels.size()), pass.levels.front(),
+                      pass.reading.sink, pass.reading.window_frames};
+  recordings_[kind].run(ctx, steps);
+}
+
 void WanRollout::sample(Context& ctx, View x, const wan::Pass& pass, int64_t first_frame,
                         View out) {
-  transformer_.flow(ctx, x, pass, out);
+  run(ctx, /*commits=*/false, pass, [&] { transformer_.flow(ctx, x, pass, out); });
   const int64_t frame_tokens = model_sizes(options_, transformer_.config()).frame_tokens;
   const auto own = static_cast<double>(x.dim(0) * frame_tokens);
   // A window may be read in part; other policies decide themselves.
@@ -250,19 +285,19 @@ void WanRollout::sample(Context& ctx, View x, const wan::Pass& pass, int64_t fir
 }
 
 void WanRollout::commit(Context& ctx, View x, const wan::Pass& pass, ChunkPosition position) {
-  Stopwatch watch;
-  transformer_.commit(ctx, x, pass, position);
-  clean_ms_ += watch.lap_ms();
+  clean_clock_.mark(0);
+  run(ctx, /*commits=*/true, pass, [&] {
+    transformer_.commit(ctx, x, pass, position);
+    // Commits of the layers run side by side, and beside the pass.
+    for (LayerState& layer : layers_) layer.memory.cache->join_commits();
+  });
+  clean_clock_.mark(1);
 }
 
 double WanRollout::take_density() {
   const double there = std::exchange(pairs_there_, 0);
   const double read = std::exchange(pairs_read_, 0);
   return there > 0 ? read / there : 1;
-}
-
-double WanRollout::take_clean_ms() {
-  return std::exchange(clean_ms_, 0);
 }
 
 std::span<const wan::Level* const> WanRollout::all_of(const wan::Level& level, int64_t count) {
@@ -302,13 +337,15 @@ ChunkRollout::ChunkRollout(Context& ctx, const wan::Transformer& transformer, Vi
     return Tensor(ctx.device(), DType::kF32,
                   {count, transformer.config().out_channels, options_.height, options_.width});
   };
+  chunk_ = frames(options_.chunk_frames);
   flow_ = frames(options_.chunk_frames);
   noise_ = frames(options_.chunk_frames);
   if (options_.recaches) recent_ = frames(options_.context_frames);
 }
 
 void ChunkRollout::next_chunk(Context& ctx, const NoiseSource& noise, View latents) {
-  noise({next_frame_, 0}, latents);
+  prepare(ctx, options_.chunk_frames);
+  noise({next_frame_, 0}, chunk_);
   bool has_chosen = false;
   for (int64_t step = 0; step < num_steps(); ++step) {
     const auto at = static_cast<size_t>(step);
@@ -318,40 +355,47 @@ void ChunkRollout::next_chunk(Context& ctx, const NoiseSource& noise, View laten
     if (noisy.sparse)
       noisy.prompt =
           std::exchange(has_chosen, true) ? PromptReading::kChosen : PromptReading::kChoose;
-    sample(ctx, latents, noisy, next_frame_, flow_);
-    schedule_.to_clean(timesteps_[at], latents, flow_, latents);
+    sample(ctx, chunk_, noisy, next_frame_, flow_);
+    schedule_.to_clean(ctx, timesteps_[at], chunk_, flow_, chunk_);
     if (step + 1 == num_steps()) break;
     noise({next_frame_, step + 1}, noise_);
-    schedule_.add_noise(timesteps_[at + 1], latents, noise_, latents);
+    schedule_.add_noise(ctx, timesteps_[at + 1], chunk_, noise_, chunk_);
   }
-  remember(ctx, latents);
+  copy(ctx, chunk_, latents);
+  remember_chunk(ctx, options_.chunk_frames);
 }
 
 void ChunkRollout::remember(Context& ctx, View latents) {
   for (int64_t begin = 0; begin < latents.dim(0); begin += options_.chunk_frames) {
     const int64_t end = std::min(begin + options_.chunk_frames, latents.dim(0));
-    const auto clean = all_of(levels_.back(), end - begin);
-    commit(ctx, latents.rows(begin, end), pass(ctx, next_frame_, clean),
-           {next_frame_, end - begin});
-    next_frame_ += end - begin;
-    if (options_.recaches) keep_recent(latents.rows(begin, end));
+    prepare(ctx, end - begin);
+    copy(ctx, latents.rows(begin, end), chunk_.view().rows(0, end - begin));
+    remember_chunk(ctx, end - begin);
   }
+}
+
+void ChunkRollout::remember_chunk(Context& ctx, int64_t num_frames) {
+  const View latents = chunk_.view().rows(0, num_frames);
+  const auto clean = all_of(levels_.back(), num_frames);
+  commit(ctx, latents, pass(ctx, next_frame_, clean), {next_frame_, num_frames});
+  next_frame_ += num_frames;
+  if (options_.recaches) keep_recent(ctx, latents);
 }
 
 View ChunkRollout::recent() const {
   return recent_.view().rows(0, num_recent_);
 }
 
-void ChunkRollout::keep_recent(View latents) {
+void ChunkRollout::keep_recent(Context& ctx, View latents) {
   const int64_t capacity = recent_.dim(0);
   const int64_t kept = std::min(num_recent_, capacity - latents.dim(0));
-  copy(recent_.view().rows(num_recent_ - kept, num_recent_), recent_.view().rows(0, kept));
+  move_to_front(ctx, recent_, num_recent_ - kept, kept);
   num_recent_ = kept + latents.dim(0);
-  copy(latents, recent_.view().rows(kept, num_recent_));
+  copy(ctx, latents, recent_.view().rows(kept, num_recent_));
 }
 
 void ChunkRollout::switch_prompt(Context& ctx, View text) {
-  transformer_.set_text(ctx, text, layers_);
+  set_text(ctx, text);
   if (num_recent_ == 0) return;
   const int64_t first_frame = next_frame_ - num_recent_;
   // The sink stays as the old prompt made it, and takes the place of as many frames of the newest.
@@ -363,11 +407,14 @@ void ChunkRollout::switch_prompt(Context& ctx, View text) {
     else
       layer.memory.cache->reset();
   }
+  prepare(ctx, num_recent_ - unread);
   const auto clean = all_of(levels_.back(), num_recent_);
   wan::Pass again = pass(ctx, first_frame, clean);
   again.unread_frames = unread;
   again.reading.next_frame = first_frame + unread;
   commit(ctx, recent(), again, {first_frame + unread, num_recent_ - unread});
+  // So large a pass may have moved what lies in the caches.
+  forget_recordings();
 }
 
 RollingRollout::RollingRollout(Context& ctx, const wan::Transformer& transformer, View text,
@@ -388,28 +435,29 @@ RollingRollout::RollingRollout(Context& ctx, const wan::Transformer& transformer
 
 void RollingRollout::next_chunk(Context& ctx, const NoiseSource& noise, View latents) {
   LONGTAKE_CHECK(num_chunks_ == 0 || first_chunk() < num_chunks_);
+  prepare(ctx, options_.chunk_frames);
   // A chunk is finished by the pass that is its last step.
   for (const int64_t last = first_chunk() + num_steps() - 1; window_ <= last;)
     run_window(ctx, noise);
-  copy(chunk(clean_, 0), latents);
-  remember_clean(ctx, latents);
+  copy(ctx, chunk(clean_, 0), latents);
+  remember_clean(ctx, options_.chunk_frames);
   // The chunks still in work move up.
-  const int64_t all = num_steps() * options_.chunk_frames;
-  copy(noisy_.view().rows(options_.chunk_frames, all),
-       noisy_.view().rows(0, all - options_.chunk_frames));
+  move_to_front(ctx, noisy_, options_.chunk_frames, (num_steps() - 1) * options_.chunk_frames);
 }
 
 void RollingRollout::remember(Context& ctx, View latents) {
   LONGTAKE_CHECK(window_ == 0, "chunks are in work");
   for (int64_t begin = 0; begin < latents.dim(0); begin += options_.chunk_frames) {
     const int64_t end = std::min(begin + options_.chunk_frames, latents.dim(0));
-    remember_clean(ctx, latents.rows(begin, end));
+    prepare(ctx, end - begin);
+    copy(ctx, latents.rows(begin, end), clean_.view().rows(0, end - begin));
+    remember_clean(ctx, end - begin);
   }
   given_frames_ = next_frame_;
 }
 
 void RollingRollout::switch_prompt(Context& ctx, View text) {
-  transformer_.set_text(ctx, text, layers_);
+  set_text(ctx, text);
 }
 
 void RollingRollout::run_window(Context& ctx, const NoiseSource& noise) {
@@ -436,24 +484,24 @@ void RollingRollout::run_window(Context& ctx, const NoiseSource& noise) {
 
   for (int64_t i = 0; i < count; ++i) {
     const int64_t step = step_of(i);
-    schedule_.to_clean(timesteps_[static_cast<size_t>(step)], chunk(noisy_, i), chunk(flow_, i),
-                       chunk(clean_, i));
+    schedule_.to_clean(ctx, timesteps_[static_cast<size_t>(step)], chunk(noisy_, i),
+                       chunk(flow_, i), chunk(clean_, i));
     if (step + 1 == num_steps()) continue;
     noise({first_frame_of(i), step + 1}, noise_);
-    schedule_.add_noise(timesteps_[static_cast<size_t>(step) + 1], chunk(clean_, i), noise_,
+    schedule_.add_noise(ctx, timesteps_[static_cast<size_t>(step) + 1], chunk(clean_, i), noise_,
                         chunk(noisy_, i));
   }
   ++window_;
 }
 
-void RollingRollout::remember_clean(Context& ctx, View latents) {
-  const auto clean = all_of(levels_.back(), latents.dim(0));
+void RollingRollout::remember_clean(Context& ctx, int64_t num_frames) {
+  const auto clean = all_of(levels_.back(), num_frames);
   wan::Pass alone = pass(ctx, next_frame_, clean);
   // As many frames as fit; the sink is read in its own place while they reach back to it.
   alone.reading.sink = next_frame_ <= history_frames() ? HistoryReading::Sink::kInPlace
                                                        : HistoryReading::Sink::kHidden;
-  commit(ctx, latents, alone, {next_frame_, latents.dim(0)});
-  next_frame_ += latents.dim(0);
+  commit(ctx, clean_.view().rows(0, num_frames), alone, {next_frame_, num_frames});
+  next_frame_ += num_frames;
 }
 
 }  // namespace longtake

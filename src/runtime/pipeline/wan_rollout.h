@@ -2,8 +2,13 @@
 // remembered. ChunkRollout finishes one chunk before it begins the next (Self-Forcing,
 // Causal-Forcing, LongLive, Matrix-Game 2); RollingRollout has several in work at once, each a step
 // cleaner than the one behind it (Rolling-Forcing).
+//
+// On CUDA a pass is recorded and replayed (device/graph.h), one record for every kind of pass that
+// comes again; noise and the steps between passes are a few launches beside them. Host and device
+// meet when the caller synchronises, once a chunk.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -13,6 +18,8 @@
 #include <vector>
 
 #include "device/context.h"
+#include "device/graph.h"
+#include "device/stage_clock.h"
 #include "models/wan/schedule.h"
 #include "models/wan/transformer.h"
 #include "pipeline/method.h"
@@ -51,9 +58,9 @@ WanOptions options_of_family(const std::string& family);
 
 // The method that a model was trained with, a window; and any other one, whose memory is by default
 // as large: a preset and settings on top, as make_method takes them. Throws Error (kUsage), also
-// for what these rollouts cannot play.
+// for what these rollouts cannot play, or not on ctx's device.
 Method own_method(const WanOptions& options);
-Method choose_method(const WanOptions& options, const wan::TransformerConfig& config,
+Method choose_method(Context& ctx, const WanOptions& options, const wan::TransformerConfig& config,
                      const std::string& preset, const MethodSettings& settings);
 
 ModelSizes model_sizes(const WanOptions& options, const wan::TransformerConfig& config);
@@ -65,11 +72,11 @@ struct NoiseDraw {
   int64_t step;
 };
 
-// Fills out [F, C, H, W] f32 with normal numbers.
+// Fills out [F, C, H, W] f32, on the rollout's device, with normal numbers.
 using NoiseSource = std::function<void(const NoiseDraw&, View out)>;
 
-// Noise that a seed determines, whatever was drawn before.
-NoiseSource noise_of_seed(uint64_t seed);
+// Noise that a seed determines, whatever was drawn before. ctx must outlive it.
+NoiseSource noise_of_seed(Context& ctx, uint64_t seed);
 
 // What both kinds share: the layers' state, levels, rotations.
 class WanRollout {
@@ -90,8 +97,12 @@ class WanRollout {
   // the model takes none.
   wan::Controls* controls() { return controls_ ? &*controls_ : nullptr; }
 
-  // Sees every pass from then on; nullptr: none.
+  // Sees every pass from then on, none of which is replayed; nullptr: nobody does.
   void observe(PassObserver* observer) { observer_ = observer; }
+
+  // What the layers remember was put there otherwise; the next chunk begins at this frame. Before
+  // the first chunk.
+  void begin_at(int64_t frame) { next_frame_ = frame; }
 
   // latents [chunk_frames, C, H, W] f32 receives the next chunk.
   virtual void next_chunk(Context& ctx, const NoiseSource& noise, View latents) = 0;
@@ -99,18 +110,23 @@ class WanRollout {
   // Clean latents [F, C, H, W] that are to be continued: an image's or a video's.
   virtual void remember(Context& ctx, View latents) = 0;
 
-  // What is made from here on follows another prompt, [T, text_dim] f32.
+  // What is made from here on follows another prompt, [T, text_dim] f32 on the CPU or on ctx's
+  // device.
   virtual void switch_prompt(Context& ctx, View text) = 0;
 
   // Of the sampling passes since the last call: query-key pairs of self attention over those of
   // dense attention over all frames so far.
   double take_density();
 
-  // Spent in the clean passes since the last call.
-  double take_clean_ms();
+  // Of the latest clean pass. On CUDA after Context::synchronize().
+  double clean_ms() const { return clean_clock_.ms(0, 1); }
+
+  // Throws Error if a clean pass met numbers that are not finite, naming layer and head. On CUDA
+  // after Context::synchronize(); on the CPU the pass itself throws it.
+  void expect_finite() const;
 
  protected:
-  // text [T, text_dim] f32.
+  // text [T, text_dim] f32, on the CPU or on ctx's device.
   WanRollout(Context& ctx, const wan::Transformer& transformer, View text,
              const WanOptions& options);
 
@@ -119,13 +135,21 @@ class WanRollout {
   // A list of `count` frames, all of one level; valid until the next call.
   std::span<const wan::Level* const> all_of(const wan::Level& level, int64_t count);
 
+  void set_text(Context& ctx, View text);
+
+  // Makes room for so many frames more, before anything of them is computed.
+  void prepare(Context& ctx, int64_t num_frames);
+
+  // What is recorded is void: pages lie elsewhere, or the prompt is another one.
+  void forget_recordings() { recordings_.clear(); }
+
   // The pass of the frames from first_frame on whose levels are given.
   wan::Pass pass(Context& ctx, int64_t first_frame, std::span<const wan::Level* const> levels);
 
-  // A sampling pass, counted: x, out [F, C, H, W].
+  // A sampling pass, counted: x, out [F, C, H, W], the same memory every time.
   void sample(Context& ctx, View x, const wan::Pass& pass, int64_t first_frame, View out);
 
-  // A clean pass, timed.
+  // A clean pass, timed; x as above.
   void commit(Context& ctx, View x, const wan::Pass& pass, ChunkPosition position);
 
   // Frames behind the sink that are remembered by a window, and where those of other policies would
@@ -142,11 +166,26 @@ class WanRollout {
   int64_t next_frame_ = 0;
 
  private:
+  // What a record depends on: two passes of one kind differ only in what the device knows.
+  struct PassKind {
+    bool commits;
+    int64_t num_frames;
+    const wan::Level* first_level;
+    HistoryReading::Sink sink;
+    int64_t window_frames;
+
+    auto operator<=>(const PassKind&) const = default;
+  };
+
+  void run(Context& ctx, bool commits, const wan::Pass& pass, const std::function<void()>& steps);
+
   std::map<int64_t, RopeTable> ropes_;  // by number of frames
   std::optional<wan::Controls> controls_;
   Tensor clock_;                        // i64 [1]: the first frame of the pass in work
+  std::map<PassKind, Graph> recordings_;
+  StageClock clean_clock_;
   PassObserver* observer_ = nullptr;
-  double pairs_read_ = 0, pairs_there_ = 0, clean_ms_ = 0;
+  double pairs_read_ = 0, pairs_there_ = 0;
 };
 
 class ChunkRollout final : public WanRollout {
@@ -163,9 +202,11 @@ class ChunkRollout final : public WanRollout {
  private:
   // The newest latents, oldest first: [n, C, H, W], n at most context_frames.
   View recent() const;
-  void keep_recent(View latents);
+  void keep_recent(Context& ctx, View latents);
+  // The first frames of chunk_ join the history.
+  void remember_chunk(Context& ctx, int64_t num_frames);
 
-  Tensor flow_, noise_;  // [chunk_frames, C, H, W]
+  Tensor chunk_, flow_, noise_;  // [chunk_frames, C, H, W]
   Tensor recent_;        // of a model that recaches: [context_frames, C, H, W], used from the front
   int64_t num_recent_ = 0;
 };
@@ -187,8 +228,8 @@ class RollingRollout final : public WanRollout {
  private:
   // One pass over all chunks in work; afterwards the first of them may be finished.
   void run_window(Context& ctx, const NoiseSource& noise);
-  // Clean frames' keys and values join the history.
-  void remember_clean(Context& ctx, View latents);
+  // The keys and values of the first frames of clean_ join the history.
+  void remember_clean(Context& ctx, int64_t num_frames);
 
   // Of those in work, counted from the first that is not given.
   int64_t first_chunk() const { return (next_frame_ - given_frames_) / options_.chunk_frames; }

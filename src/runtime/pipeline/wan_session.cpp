@@ -22,22 +22,26 @@ WanSession::WanSession(Context& ctx, const wan::Transformer& transformer, wan::D
     : ctx_(ctx),
       decoder_(decoder),
       rollout_(make_rollout(ctx, transformer, text, options)),
-      noise_(noise_of_seed(options.seed)),
+      noise_(noise_of_seed(ctx, options.seed)),
       latents_(ctx.device(), DType::kF32,
                {options.rollout.chunk_frames, transformer.config().out_channels,
-                options.rollout.height, options.rollout.width}) {}
+                options.rollout.height, options.rollout.width}),
+      clock_(ctx, 2) {}
 
 void WanSession::next_chunk(const wan::FrameSink& rgb) {
   last_chunk_ = {};
   last_chunk_.first_frame = num_frames_;
-  Stopwatch watch;
+  clock_.mark(0);
   rollout_->next_chunk(ctx_, noise_, latents_);
-  last_chunk_.clean_ms = rollout_->take_clean_ms();
-  last_chunk_.denoise_ms = watch.lap_ms() - last_chunk_.clean_ms;
+  clock_.mark(1);
+  ctx_.synchronize();
+  rollout_->expect_finite();
+  last_chunk_.clean_ms = rollout_->clean_ms();
+  last_chunk_.denoise_ms = clock_.ms(0, 1) - last_chunk_.clean_ms;
   last_chunk_.density = rollout_->take_density();
   last_chunk_.steps_run = rollout_->method().num_steps;
   describe_caches();
-  watch.lap_ms();
+  Stopwatch watch;
   for (int64_t f = 0; f < latents_.dim(0); ++f) {
     const View z = latents_.view().rows(f, f + 1);
     decoder_.decode(ctx_, z.reshape({z.dim(1), z.dim(2), z.dim(3)}), [&](View frame) {
@@ -54,6 +58,8 @@ void WanSession::next_chunk(const wan::FrameSink& rgb) {
 
 void WanSession::remember(View latents) {
   rollout_->remember(ctx_, latents);
+  ctx_.synchronize();
+  rollout_->expect_finite();
   for (int64_t f = 0; f < latents.dim(0); ++f) {
     const View z = latents.rows(f, f + 1);
     decoder_.decode(ctx_, z.reshape({z.dim(1), z.dim(2), z.dim(3)}), [](View) {});

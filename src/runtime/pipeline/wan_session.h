@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "device/context.h"
+#include "device/stage_clock.h"
 #include "models/wan/decoder.h"
 #include "models/wan/transformer.h"
 #include "pipeline/stats.h"
@@ -21,8 +22,8 @@ struct WanSessionOptions {
 
 class WanSession {
  public:
-  // text [T, text_dim] f32: the encoded prompt. ctx, transformer and decoder must outlive the
-  // session; the decoder begins a video. Throws Error (kUsage).
+  // text [T, text_dim] f32: the encoded prompt, on the CPU or on ctx's device. ctx, transformer and
+  // decoder must outlive the session; the decoder begins a video. Throws Error (kUsage).
   WanSession(Context& ctx, const wan::Transformer& transformer, wan::Decoder& decoder, View text,
              const WanSessionOptions& options);
 
@@ -30,7 +31,7 @@ class WanSession {
   // video's first n latents, 4 n of every other. What it cost is in last_chunk().
   void next_chunk(const wan::FrameSink& rgb);
 
-  // What is made from here on follows another prompt.
+  // What is made from here on follows another prompt, [T, text_dim] f32.
   void switch_prompt(View text) { rollout_->switch_prompt(ctx_, text); }
 
   // Latents [F, 16, h, w] f32 that are to be continued, before the first chunk: only remembered.
@@ -58,6 +59,7 @@ class WanSession {
   std::unique_ptr<WanRollout> rollout_;
   NoiseSource noise_;
   Tensor latents_;
+  StageClock clock_;
   int64_t num_frames_ = 0;
   ChunkStats last_chunk_;
   double commit_ms_ = 0, select_ms_ = 0;  // of all layers so far

@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include "device/graph.h"
 #include "models/wan/vae_encoder.h"
 #include "ops/copy.h"
 #include "ops/image.h"
@@ -18,19 +19,38 @@ class Stream final : public Decoder {
   Stream(Net net, Tensor half) : net_(std::move(net)), half_(std::move(half)) {}
 
   void decode(Context& ctx, View z, const FrameSink& rgb) override {
-    net_.decode(ctx, z, state_, [&](View frame) {
-      if (rgb_.empty()) {
-        rgb_ = Tensor(ctx.device(), DType::kU8, frame.shape());
-        host_ = Tensor::staging(ctx.device(), DType::kU8, frame.shape());
-      }
-      const Workspace::Scope scope(ctx.workspace());
-      to_rgb(ctx, half_.empty() ? frame : doubled(ctx, frame), rgb_);
-      copy(ctx, rgb_, host_);
-      rgb(host_);
-    });
+    if (z_.empty()) {
+      z_ = Tensor(ctx.device(), DType::kF32, z.shape());
+      const Shape frames{kFramesPerLatent, kLatentPixels * z.dim(1), kLatentPixels * z.dim(2), 3};
+      rgb_ = Tensor(ctx.device(), DType::kU8, frames);
+      host_ = Tensor::staging(ctx.device(), DType::kU8, frames);
+    }
+    copy(ctx, z, z_);
+    // A video's first latent is one frame; every other one goes the same way.
+    const bool is_first = std::exchange(is_first_, false);
+    if (is_first)
+      run(ctx);
+    else
+      graph_.run(ctx, [&] { run(ctx); });
+    const int64_t count = is_first ? 1 : kFramesPerLatent;
+    copy(ctx, rgb_.view().rows(0, count), host_.view().rows(0, count));  // waits
+    for (int64_t f = 0; f < count; ++f) rgb(picture(host_, f));
   }
 
  private:
+  static View picture(View frames, int64_t index) {
+    return frames.rows(index, index + 1).reshape({frames.dim(1), frames.dim(2), frames.dim(3)});
+  }
+
+  // z_ -> rgb_
+  void run(Context& ctx) {
+    int64_t index = 0;
+    net_.decode(ctx, z_, state_, [&](View frame) {
+      const Workspace::Scope scope(ctx.workspace());
+      to_rgb(ctx, half_.empty() ? frame : doubled(ctx, frame), picture(rgb_, index++));
+    });
+  }
+
   // 2 x - 1: by way of planes, which is where a shift comes with.
   View doubled(Context& ctx, View x) const {
     const View planes = ctx.workspace().take(DType::kF32, {x.dim(2), x.dim(0), x.dim(1)});
@@ -43,8 +63,19 @@ class Stream final : public Decoder {
   Net net_;
   typename Net::State state_;
   Tensor half_;  // [3]: 0.5, if frames are in [0, 1]
-  Tensor rgb_, host_;
+  Tensor z_;     // the latent in work
+  Tensor rgb_, host_;  // [kFramesPerLatent, H, W, 3] u8
+  Graph graph_;
+  bool is_first_ = true;
 };
+
+// The picture where the context computes; in the workspace if it must move.
+View on_device(Context& ctx, View rgb) {
+  if (rgb.device() == ctx.device()) return rgb;
+  const View out = ctx.workspace().take(rgb.dtype(), rgb.shape());
+  copy(ctx, rgb, out);
+  return out;
+}
 
 class VaeStreamIn final : public Encoder {
  public:
@@ -53,7 +84,7 @@ class VaeStreamIn final : public Encoder {
   void encode(Context& ctx, View rgb, const FrameSink& latent) override {
     const Workspace::Scope scope(ctx.workspace());
     const View pixels = ctx.workspace().take(DType::kF32, rgb.shape());
-    from_rgb(ctx, rgb, pixels);
+    from_rgb(ctx, on_device(ctx, rgb), pixels);
     net_.encode(ctx, pixels, state_, latent);
   }
 
@@ -66,13 +97,19 @@ class VaeStreamIn final : public Encoder {
 
 class TaehvStreamIn final : public Encoder {
  public:
-  explicit TaehvStreamIn(TaehvEncoder net) : net_(std::move(net)) {}
+  // scale, shift [3]: 2 and -1.
+  TaehvStreamIn(TaehvEncoder net, Tensor scale, Tensor shift)
+      : net_(std::move(net)), scale_(std::move(scale)), shift_(std::move(shift)) {}
 
   void encode(Context& ctx, View rgb, const FrameSink& latent) override {
     if (pixels_.empty()) pixels_ = Tensor(ctx.device(), DType::kF32, rgb.shape());
-    from_rgb(ctx, rgb, pixels_);
-    for (int64_t i = 0; i < pixels_.numel(); ++i)
-      pixels_.data<float>()[i] = 0.5F * (pixels_.data<float>()[i] + 1);
+    {
+      const Workspace::Scope scope(ctx.workspace());
+      const View planes = ctx.workspace().take(DType::kF32, {rgb.dim(2), rgb.dim(0), rgb.dim(1)});
+      from_rgb(ctx, on_device(ctx, rgb), pixels_);
+      to_planes(ctx, pixels_, scale_, shift_, planes);  // (x + 1) / 2
+      to_channels_last(ctx, planes, View(), View(), pixels_);
+    }
     net_.encode(ctx, pixels_, state_, latent);
     ++num_frames_;
   }
@@ -85,6 +122,7 @@ class TaehvStreamIn final : public Encoder {
  private:
   TaehvEncoder net_;
   TaehvEncoder::State state_;
+  Tensor scale_, shift_;
   Tensor pixels_;  // the latest frame, in [0, 1]
   int64_t num_frames_ = 0;
 };
@@ -111,10 +149,15 @@ std::unique_ptr<Encoder> open_encoder(Context& ctx, const Checkpoint& file, Deco
                                       DType compute) {
   WeightTable table(file, &ctx);
   std::unique_ptr<Encoder> out;
-  if (kind == DecoderKind::kVae)
+  if (kind == DecoderKind::kVae) {
     out = std::make_unique<VaeStreamIn>(VaeEncoder(vae_dim(file), compute, table));
-  else
-    out = std::make_unique<TaehvStreamIn>(TaehvEncoder(compute, table));
+  } else {
+    Tensor scale, shift;
+    table.constant(std::array<float, 3>{2, 2, 2}, scale);
+    table.constant(std::array<float, 3>{-1, -1, -1}, shift);
+    out = std::make_unique<TaehvStreamIn>(TaehvEncoder(compute, table), std::move(scale),
+                                          std::move(shift));
+  }
   table.finish();
   return out;
 }

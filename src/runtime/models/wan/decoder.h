@@ -31,7 +31,8 @@ class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // z [16, h, w] f32, the next latent -> its frames [8 h, 8 w, 3] u8 on the CPU, one call each.
+  // z [16, h, w] f32, the next latent -> its frames [8 h, 8 w, 3] u8 on the CPU, one call each. On
+  // CUDA what a latent is decoded by is recorded once (device/graph.h).
   virtual void decode(Context& ctx, View z, const FrameSink& rgb) = 0;
 };
 
@@ -43,8 +44,8 @@ class Encoder {
  public:
   virtual ~Encoder() = default;
 
-  // rgb [8 h, 8 w, 3] u8, the video's next frame; latent receives every latent [16, h, w] f32 that
-  // is complete by then.
+  // rgb [8 h, 8 w, 3] u8, the video's next frame, on the CPU or on ctx's device; latent receives
+  // every latent [16, h, w] f32 that is complete by then, on ctx's device.
   virtual void encode(Context& ctx, View rgb, const FrameSink& latent) = 0;
 
   // The video ends. Of frames that are too few for a latent the VAE makes none, as the official
@@ -52,7 +53,7 @@ class Encoder {
   virtual void finish(Context& ctx, const FrameSink& latent) = 0;
 };
 
-// On the CPU. Throws Error (kInput).
+// Throws Error (kInput).
 std::unique_ptr<Encoder> open_encoder(Context& ctx, const Checkpoint& file, DecoderKind kind,
                                       DType compute);
 

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "device/context.h"
 #include "models/wan/config.h"
 #include "tensor/tensor.h"
 
@@ -32,11 +33,11 @@ class Schedule {
   // sigma of the timestep nearest to t. 0 has the smallest sigma of the table, which is not 0.
   float sigma(float timestep) const;
 
-  // x0 = x - sigma flow, in double precision. All f32 and of one shape; may alias.
-  void to_clean(float timestep, View x, View flow, View x0) const;
+  // x0 = x - sigma flow, rounded once. All f32 and of one shape; may alias.
+  void to_clean(Context& ctx, float timestep, View x, View flow, View x0) const;
 
   // x = (1 - sigma) x0 + sigma noise. All f32 and of one shape; may alias.
-  void add_noise(float timestep, View x0, View noise, View x) const;
+  void add_noise(Context& ctx, float timestep, View x0, View noise, View x) const;
 
  private:
   std::array<float, kTrainSteps> sigmas_, timesteps_;

@@ -1,10 +1,11 @@
 #include "models/wan/vae_encoder.h"
 
-#include <cstring>
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
 #include "nn/convolve.h"
+#include "ops/copy.h"
 #include "ops/image.h"
 
 namespace longtake::wan {
@@ -12,17 +13,17 @@ namespace {
 
 constexpr int64_t kColours = 3;
 
-// x [H, W, C] with a row and a column of zeros behind it.
-View padded(Context& ctx, View x) {
-  const View out = ctx.workspace().take(x.dtype(), {x.dim(0) + 1, x.dim(1) + 1, x.dim(2)});
-  const auto pixel = static_cast<size_t>(x.dim(2)) * size_of(x.dtype());
-  const size_t row = pixel * static_cast<size_t>(x.dim(1));
-  std::byte* to = out.raw();
-  for (int64_t y = 0; y < x.dim(0); ++y, to += row + pixel) {
-    std::memcpy(to, x.raw() + static_cast<size_t>(y) * row, row);
-    std::memset(to + row, 0, pixel);
-  }
-  std::memset(to, 0, row + pixel);
+// x [H, W, C] with a row and a column of zeros behind it. zeros: some, made at the first call.
+View padded(Context& ctx, View x, Tensor& zeros) {
+  const int64_t height = x.dim(0), width = x.dim(1), channels = x.dim(2);
+  if (zeros.empty())
+    zeros = Tensor::zeros(ctx.device(), x.dtype(), {std::max(height, width + 1), channels});
+  const View out = ctx.workspace().take(x.dtype(), {height + 1, width + 1, channels});
+  // Rows as pixels of many channels, each of which gets a few more.
+  const View parts[] = {x.reshape({1, height, width * channels}),
+                        zeros.view().rows(0, height).reshape({1, height, channels})};
+  concat_channels(ctx, parts, out.rows(0, height).reshape({1, height, (width + 1) * channels}));
+  copy(ctx, zeros.view().rows(0, width + 1), out.rows(height, height + 1));
   return out;
 }
 
@@ -39,7 +40,8 @@ void VaeDownsample::list(WeightTable& table, const std::string& name, int64_t ch
 void VaeDownsample::forward(Context& ctx, View x, State& state, const FrameSink& next) const {
   const Workspace::Scope scope(ctx.workspace());
   const DType compute = conv->compute_dtype();
-  const View small = convolve(ctx, padded(ctx, converted(ctx, x, compute)), *conv, DType::kF32);
+  const View small =
+      convolve(ctx, padded(ctx, converted(ctx, x, compute), state.zeros), *conv, DType::kF32);
   if (!time_conv) return next(small);
   const auto keep = [&] {
     Tensor& to = state.waiting[static_cast<size_t>(state.num_waiting++)];

@@ -19,6 +19,7 @@ struct VaeDownsample {
   std::optional<ConvWeight> time_conv;  // none: space only
 
   struct State {
+    Tensor zeros;                   // that images are padded with
     std::array<Tensor, 2> waiting;  // smaller frames, the oldest of the next three
     int64_t num_waiting = 0;
     bool has_begun = false;
