@@ -58,7 +58,7 @@ class WanEndless : public testing::Test {
   }
 
   WanOptions sized(WanOptions options, const std::string& preset = "",
-                   const MethodSettings& settings = {}) const {
+                   const MethodSettings& settings = {}) {
     options.height = options.width = kSide;
     options.method = choose_method(ctx_, options, kConfig, preset, settings);
     return options;
