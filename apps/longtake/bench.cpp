@@ -80,6 +80,7 @@ int bench(const BenchFlags& flags) {
   const Device device = choose_device(flags.device);
   static_cast<void>(choose_dtype(flags.dtype, device));
   if (!flags.json.empty()) expect_writable("--json", flags.json);
+  if (!flags.latents.empty()) expect_writable("--latents", flags.latents);
   Context ctx(device, static_cast<int>(flags.threads));
   Bench all(ctx, flags);
   const std::pair<const char*, void (*)(Bench&)> subjects[] = {{"linear", bench_linear},

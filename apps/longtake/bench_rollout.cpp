@@ -9,6 +9,7 @@
 #include "bench.h"
 #include "device/graph.h"
 #include "device/stage_clock.h"
+#include "io/safetensors.h"
 #include "models/world/model.h"
 #include "ops/copy.h"
 #include "pipeline/rollout.h"
@@ -146,7 +147,13 @@ void bench_rollout(Bench& bench) {
   bench.heading(
       "history, method: one frame; error: relative L2 of its latent from dense attention's");
   Walk walk(overworld::parse_actions("D*24 S*8 A*24 W*8"), start_of(config.transformer));
-  const Tensor made(ctx.device(), DType::kF32, Player::latent_shape(model));
+  const Shape shape = Player::latent_shape(model);
+  const Tensor made(ctx.device(), DType::kF32, shape);
+  // What dense attention made, for a peer that is to go on from it.
+  const int64_t written = flags.latents.empty() ? 0 : last;
+  const Tensor latents({}, DType::kF32, {written, shape[0], shape[1], shape[2]});
+  const Tensor cameras({}, DType::kF32, {written, 2});
+  const auto tile = static_cast<float>(config.transformer.token_pixels());
   std::vector<Times> times(players.size());
   for (int64_t frame = 0; frame < last; ++frame) {
     const CameraPosition camera = walk.next();
@@ -164,6 +171,11 @@ void bench_rollout(Bench& bench) {
       }
       const View own = player.play(ctx, frame, m > 0 ? &made : nullptr);
       if (m == 0) copy(ctx, own, made);
+      if (m == 0 && written > 0) {
+        copy(ctx, own, latents.view().rows(frame, frame + 1).reshape(shape));
+        cameras.data<float>()[2 * frame] = static_cast<float>(camera.x) / tile;
+        cameras.data<float>()[2 * frame + 1] = static_cast<float>(camera.y) / tile;
+      }
       if (!is_timed) continue;
       Times& row = times[m];
       row.denoise.push_back(player.ms(0, 1));
@@ -184,6 +196,9 @@ void bench_rollout(Bench& bench) {
       report(bench, *players[m], *timed, times[m], dense_ms);
     for (Times& row : times) row = {};
   }
+  if (written > 0)
+    write_safetensors(flags.latents,
+                      std::vector<NamedView>{{"latents", latents}, {"cameras", cameras}}, {});
 }
 
 }  // namespace longtake::cli

@@ -199,6 +199,9 @@ void add_bench(CLI::App& app, BenchFlags& flags) {
                  "of rollout: frames remembered, separated by commas (default: 16,64)")
       ->delimiter(',')
       ->check(integer_in(4, kMostFrames));
+  app.add_option("--latents", flags.latents,
+                 "of rollout: FILE.safetensors for what the first method made, for a peer to go on "
+                 "from: latents [F, C, h, w], cameras [F, 2] in tokens");
   app.add_option("--json", flags.json, "file for the same as JSON");
   add_device(app, flags);
 }

@@ -75,6 +75,7 @@ struct BenchFlags {
   std::string model;    // of rollout; empty: the embedded model
   std::string methods = "dense,window:36,tempcache-lsh,all-lsh";
   std::vector<int64_t> histories = {16, 64};
+  std::string latents;  // of rollout: file for what dense attention made
   std::string json;
   std::string device = "cpu";
   int64_t threads = 0;
