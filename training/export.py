@@ -1,6 +1,10 @@
 """Turns a checkpoint into the shipped model folder, and measures what int8 rows cost.
 
     python training/export.py training/build/run models/world --steps 4 --sampler ode
+    python training/export.py training/build/run models/world --mix models/world --share 0.5
+
+The second form writes the mean of two checkpoints, one of which was trained on from the other: what each gained for what
+it lost meets in the middle (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
 """
 
 from __future__ import annotations
@@ -49,11 +53,16 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default="models/world")
     parser.add_argument("--storage", choices=("int8", "bf16", "f32"), default="int8")
     parser.add_argument("--bf16", nargs="*", default=[], metavar="PREFIX", help="tensors kept in bf16")
+    parser.add_argument("--mix", metavar="CHECKPOINT", help="a second checkpoint: the mean of both is written")
+    parser.add_argument("--share", type=float, default=0.5, help="of the first one in the mean")
     add_sampler_arguments(parser)
     parser.add_argument("--maps", type=int, default=2, help="to measure the cost on; 0 measures nothing")
     parser.add_argument("--frames", type=int, default=16)
     args = parser.parse_args()
     config, state = load_config(args.checkpoint), load_weights(args.checkpoint)
+    if args.mix:
+        other = load_weights(args.mix)
+        state = {name: args.share * value + (1 - args.share) * other[name] for name, value in state.items()}
     config.sampler = chosen_sampler(config.sampler, args)
     save_model(args.folder, config, state, overworld.vocabulary(), args.storage, args.bf16)
     size = sum(path.stat().st_size for path in Path(args.folder).iterdir() if path.name != "README.md")
