@@ -83,11 +83,9 @@ int bench(const BenchFlags& flags) {
   if (!flags.latents.empty()) expect_writable("--latents", flags.latents);
   Context ctx(device, static_cast<int>(flags.threads));
   Bench all(ctx, flags);
-  const std::pair<const char*, void (*)(Bench&)> subjects[] = {{"linear", bench_linear},
-                                                               {"attention", bench_attention},
-                                                               {"merge", bench_merge},
-                                                               {"index", bench_index},
-                                                               {"rollout", bench_rollout}};
+  const std::pair<const char*, void (*)(Bench&)> subjects[] = {
+      {"linear", bench_linear}, {"attention", bench_attention}, {"merge", bench_merge},
+      {"index", bench_index},   {"rollout", bench_rollout},     {"wan", bench_wan}};
   for (const auto& [name, run] : subjects) {
     if (flags.subject == name) run(all);
   }

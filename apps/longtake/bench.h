@@ -64,5 +64,6 @@ void bench_attention(Bench& bench);
 void bench_merge(Bench& bench);
 void bench_index(Bench& bench);
 void bench_rollout(Bench& bench);
+void bench_wan(Bench& bench);
 
 }  // namespace longtake::cli

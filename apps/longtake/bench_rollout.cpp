@@ -134,8 +134,11 @@ void bench_rollout(Bench& bench) {
   const DType dtype = choose_dtype(flags.dtype, ctx.device());
   const std::string folder = flags.model.empty() ? find_embedded_model() : flags.model;
   const world::Config config = world::read_config(folder);
-  const std::vector<NamedMethod> methods = choose_methods(flags.methods, "", folder, config, dtype);
+  const std::vector<NamedMethod> methods = choose_methods(
+      flags.methods.empty() ? "dense,window:36,tempcache-lsh,all-lsh" : flags.methods, "", folder,
+      config, dtype);
   std::vector<int64_t> histories = flags.histories;
+  if (histories.empty()) histories = {16, 64};
   std::sort(histories.begin(), histories.end());
   const int64_t last = histories.back() + kTimed;
 

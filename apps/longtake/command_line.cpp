@@ -186,22 +186,26 @@ void add_calibrate(CLI::App& app, CalibrateFlags& flags) {
 void add_bench(CLI::App& app, BenchFlags& flags) {
   app.add_option("subject", flags.subject,
                  "attention | merge | index | linear: kernels, on random numbers; rollout: a frame "
-                 "behind its history, by several methods")
+                 "behind its history, by several methods; wan: a chunk of a Wan model, likewise")
       ->required()
-      ->check(one_of({"attention", "merge", "index", "linear", "rollout"}, {}));
+      ->check(one_of({"attention", "merge", "index", "linear", "rollout", "wan"}, {}));
   app.add_option("--model", flags.model,
-                 "of rollout: model folder (default: the embedded world model)");
+                 "of rollout: model folder (default: the embedded world model); of wan: such a "
+                 "folder (default: random weights of the sizes of 1.3B, made for the run)");
   app.add_option("--methods", flags.methods,
-                 "of rollout, separated by commas: " + method_names() +
-                     ", each with :key=value for options of generate (default: " + flags.methods +
-                     ")");
+                 "of rollout and wan, separated by commas: " + method_names() +
+                     ", each with :key=value for options of generate (default of rollout: "
+                     "dense,window:36,tempcache-lsh,all-lsh; of wan: dense, the model's own window "
+                     "(\"own\"), tempcache-lsh and all-lsh with 8 and with 21 frames of keys)");
   app.add_option("--history", flags.histories,
-                 "of rollout: frames remembered, separated by commas (default: 16,64)")
+                 "separated by commas; of rollout: frames remembered (default: 16,64); of wan: "
+                 "latent frames so far, the chunk's own included (default: 21,60,120,240,750)")
       ->delimiter(',')
       ->check(integer_in(4, kMostFrames));
   app.add_option("--latents", flags.latents,
                  "of rollout: FILE.safetensors for what the first method made, for a peer to go on "
                  "from: latents [F, C, h, w], cameras [F, 2] in tokens");
+  app.add_option("--size", flags.size, "of wan: WxH in pixels (default: 832x480)");
   app.add_option("--json", flags.json, "file for the same as JSON");
   add_device(app, flags);
 }

@@ -71,11 +71,12 @@ struct CalibrateFlags {
 };
 
 struct BenchFlags {
-  std::string subject;  // attention | merge | index | linear | rollout
-  std::string model;    // of rollout; empty: the embedded model
-  std::string methods = "dense,window:36,tempcache-lsh,all-lsh";
-  std::vector<int64_t> histories = {16, 64};
-  std::string latents;  // of rollout: file for what dense attention made
+  std::string subject;             // attention | merge | index | linear | rollout | wan
+  std::string model;               // of rollout and wan; empty: the embedded model, random weights
+  std::string methods;             // empty: the subject's own
+  std::vector<int64_t> histories;  // the same
+  std::string size;                // of wan, "WxH"; empty: as the models were trained
+  std::string latents;             // of rollout: file for what dense attention made
   std::string json;
   std::string device = "cpu";
   int64_t threads = 0;

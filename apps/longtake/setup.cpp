@@ -15,6 +15,8 @@
 #include "build_config.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
+#include "media/frame_reader.h"
+#include "models/wan/decoder.h"
 #include "models/world/model.h"
 #include "ops/linear.h"
 
@@ -121,6 +123,23 @@ std::vector<PromptSwitch> parse_prompt_switches(const std::vector<std::string>& 
     throw Error(ErrorKind::kUsage,
                 str("--prompt-at: expected one prompt for frame ", twice->frame, ", found two"));
   return out;
+}
+
+void choose_size(const std::string& flag, WanOptions& options) {
+  constexpr int64_t kDefaultWidth = 832, kDefaultHeight = 480;
+  constexpr int64_t kPixelStep = wan::kLatentPixels * wan::kPatch;
+  int64_t width = kDefaultWidth, height = kDefaultHeight;
+  if (!flag.empty()) {
+    char end = 0;
+    const bool is_size = std::sscanf(flag.c_str(), "%5ldx%5ld%c", &width, &height, &end) == 2;
+    if (!is_size || width < kPixelStep || height < kPixelStep || width > kMaxFrameSide ||
+        height > kMaxFrameSide || width % kPixelStep != 0 || height % kPixelStep != 0)
+      throw Error(ErrorKind::kUsage, str("--size: expected WxH in multiples of ", kPixelStep,
+                                         " up to ", kMaxFrameSide, ", such as ", kDefaultWidth, "x",
+                                         kDefaultHeight, ", found \"", printable(flag), '"'));
+  }
+  options.width = width / wan::kLatentPixels;
+  options.height = height / wan::kLatentPixels;
 }
 
 void write_file(const char* flag, const std::string& path, const std::string& text) {

@@ -14,6 +14,7 @@
 #include "pipeline/calibration.h"
 #include "pipeline/comparison.h"
 #include "pipeline/method.h"
+#include "pipeline/wan_rollout.h"
 
 namespace longtake::cli {
 
@@ -51,6 +52,10 @@ struct PromptSwitch {
 // "FRAME:TEXT" each, by frame. Throws Error (kUsage), also for a frame outside 1..num_frames - 1.
 std::vector<PromptSwitch> parse_prompt_switches(const std::vector<std::string>& flags,
                                                 int64_t num_frames);
+
+// "WxH" in pixels, or "" for the size that models of the Wan family were trained at -> the sides of
+// a latent frame. Throws Error (kUsage).
+void choose_size(const std::string& flag, WanOptions& options);
 
 // What `make` returns; errors about an option of a method name its flag.
 template <typename Make>

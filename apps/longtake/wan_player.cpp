@@ -27,9 +27,7 @@
 namespace longtake::cli {
 namespace {
 
-constexpr int64_t kDefaultWidth = 832, kDefaultHeight = 480;
 constexpr int64_t kDefaultFrames = 81;  // 21 latents, as long as the official videos
-constexpr int64_t kPixelStep = wan::kLatentPixels * wan::kPatch;
 
 [[noreturn]] void usage(const std::string& message) {
   throw Error(ErrorKind::kUsage, message);
@@ -42,22 +40,6 @@ void expect_no_world_flags(const GenerateFlags& flags) {
         std::pair("--calibration", &flags.calibration)}) {
     if (!value->empty()) usage(str(flag, ": expected a world model, found one of the Wan family"));
   }
-}
-
-// "WxH" in pixels -> the sides of a latent frame.
-void choose_size(const std::string& flag, WanOptions& options) {
-  int64_t width = kDefaultWidth, height = kDefaultHeight;
-  if (!flag.empty()) {
-    char end = 0;
-    const bool is_size = std::sscanf(flag.c_str(), "%5ldx%5ld%c", &width, &height, &end) == 2;
-    if (!is_size || width < kPixelStep || height < kPixelStep || width > kMaxFrameSide ||
-        height > kMaxFrameSide || width % kPixelStep != 0 || height % kPixelStep != 0)
-      usage(str("--size: expected WxH in multiples of ", kPixelStep, " up to ", kMaxFrameSide,
-                ", such as ", kDefaultWidth, "x", kDefaultHeight, ", found \"", printable(flag),
-                '"'));
-  }
-  options.width = width / wan::kLatentPixels;
-  options.height = height / wan::kLatentPixels;
 }
 
 wan::DecoderKind choose_decoder(const std::string& flag, const wan::ModelFiles& files) {

@@ -410,7 +410,7 @@ Method make_method(const std::string& preset, const MethodSettings& settings, co
   return method;
 }
 
-Method parse_method(const std::string& text) {
+std::pair<std::string, MethodSettings> split_method(const std::string& text) {
   std::string preset;
   MethodSettings settings;
   const std::vector<std::string> parts = split(text, ":");
@@ -426,6 +426,11 @@ Method parse_method(const std::string& text) {
       usage(str("method \"", printable(text), "\": expected key=value, found \"",
                 printable(parts[i]), '"'));
   }
+  return {preset, settings};
+}
+
+Method parse_method(const std::string& text) {
+  const auto [preset, settings] = split_method(text);
   return make_method(preset, settings);
 }
 

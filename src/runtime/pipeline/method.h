@@ -68,8 +68,9 @@ using MethodSettings = std::vector<std::pair<std::string, std::string>>;  // key
 Method make_method(const std::string& preset, const MethodSettings& settings,
                    const Method& base = {});
 
-// The spelling at the top of this file.
+// The spelling at the top of this file, and what it names as make_method takes it.
 Method parse_method(const std::string& text);
+std::pair<std::string, MethodSettings> split_method(const std::string& text);
 
 // What a method must know of a model.
 struct ModelSizes {

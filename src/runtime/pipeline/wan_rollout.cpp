@@ -248,6 +248,20 @@ void WanRollout::prepare(Context& ctx, int64_t num_frames) {
   if (moved) forget_recordings();
 }
 
+void WanRollout::remember_keys(Context& ctx, View q, View k, View v) {
+  const int64_t num_frames = q.dim(0) / model_sizes(options_, transformer_.config()).frame_tokens;
+  const ChunkPosition position{next_frame_, num_frames};
+  prepare(ctx, num_frames);
+  set_clock(ctx, clock_, next_frame_);
+  for (LayerState& layer : layers_) {
+    KvCache& cache = *layer.memory.cache;
+    if (cache.wants_queries()) cache.observe_queries(ctx, q, position);
+    cache.commit(ctx, k, v, position);
+  }
+  for (LayerState& layer : layers_) layer.memory.cache->join_commits();
+  next_frame_ += num_frames;
+}
+
 void WanRollout::expect_finite() const {
   for (const LayerState& layer : layers_) layer.memory.cache->expect_finite();
 }

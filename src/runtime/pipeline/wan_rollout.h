@@ -100,9 +100,10 @@ class WanRollout {
   // Sees every pass from then on, none of which is replayed; nullptr: nobody does.
   void observe(PassObserver* observer) { observer_ = observer; }
 
-  // What the layers remember was put there otherwise; the next chunk begins at this frame. Before
-  // the first chunk.
-  void begin_at(int64_t frame) { next_frame_ = frame; }
+  // The next frames, as many as fit q and at most a chunk, are remembered by queries, keys and
+  // values that the caller made, the same for all layers: for measurements behind a long history.
+  // q, k, v [F S, N, D] in the cache's dtype, q and k rotated.
+  void remember_keys(Context& ctx, View q, View k, View v);
 
   // latents [chunk_frames, C, H, W] f32 receives the next chunk.
   virtual void next_chunk(Context& ctx, const NoiseSource& noise, View latents) = 0;

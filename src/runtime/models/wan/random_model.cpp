@@ -225,7 +225,7 @@ void write_random_model(Context& ctx, const std::string& folder,
     writer.write_bytes("config.json", config_text(sizes.transformer) + "\n");
   }
   if (options.transformer_only) return;
-  {
+  if (options.text_encoder) {
     WeightTable table(none, nullptr);
     TextEncoder::list_weights(sizes.text, table);
     writer.write("models_t5_umt5-xxl-enc-bf16.safetensors", writer.specs(table));

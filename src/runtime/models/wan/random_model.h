@@ -16,6 +16,7 @@ struct RandomModelOptions {
   std::string size = "1.3b";             // "1.3b", "14b", or "tiny": two layers, for tests
   DType dtype = DType::kBF16;            // of the files: f32 | bf16
   bool transformer_only = false;         // no text encoder, no decoders
+  bool text_encoder = true;              // by far the largest file
   size_t shard_bytes = size_t{5} << 30;  // of the transformer's files, as hubs like them
   uint64_t seed = 0;
 };
