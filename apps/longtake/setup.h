@@ -57,13 +57,14 @@ std::vector<PromptSwitch> parse_prompt_switches(const std::vector<std::string>& 
 // a latent frame. Throws Error (kUsage).
 void choose_size(const std::string& flag, WanOptions& options);
 
-// What `make` returns; errors about an option of a method name its flag.
+// What `make` returns; errors about an option of a method name its flag, where they do not yet.
 template <typename Make>
 auto named_as_flag(const Make& make) {
   try {
     return make();
   } catch (const Error& error) {
-    throw Error(error.kind(), str("--", error.what()));
+    const std::string what = error.what();
+    throw Error(error.kind(), (what.starts_with("--") ? "" : "--") + what);
   }
 }
 

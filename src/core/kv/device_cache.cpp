@@ -120,9 +120,11 @@ void DeviceCache::append(FillPlace place, View k, View v) {
   job.frames = frames_;
   job.counters = counters_.data();
   job.bad = bad_.data();
-  if (summaries_) job.filled = filled_.data();
   const int count = fill_pages(job, k.dim(0)) * job.layout.num_heads;
-  LONGTAKE_CHECK(static_cast<size_t>(count) <= filled_.size(), count, " pages");
+  // Many frames at once, as when a history is computed anew, fill more pages than a chunk's.
+  if (summaries_ && static_cast<size_t>(count) > filled_.size())
+    filled_ = DeviceArray<int32_t>(static_cast<size_t>(count));
+  if (summaries_) job.filled = filled_.data();
   fill(job, k.raw(), v.raw(), k.dim(0), stream());
   summarise(filled_.data(), count);
 }

@@ -425,6 +425,8 @@ void ChunkRollout::switch_prompt(Context& ctx, View text) {
   const auto clean = all_of(levels_.back(), num_recent_);
   wan::Pass again = pass(ctx, first_frame, clean);
   again.unread_frames = unread;
+  // To the caches the chunk in work begins where it is read.
+  set_clock(ctx, clock_, first_frame + unread);
   again.reading.next_frame = first_frame + unread;
   commit(ctx, recent(), again, {first_frame + unread, num_recent_ - unread});
   // So large a pass may have moved what lies in the caches.

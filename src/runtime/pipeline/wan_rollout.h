@@ -164,6 +164,7 @@ class WanRollout {
   std::vector<wan::Level> levels_;  // of the timesteps; the last one is the clean level
   std::vector<const wan::Level*> frame_levels_;  // of the frames of a pass
   std::vector<LayerState> layers_;
+  Tensor clock_;  // i64 [1]: the first frame of the chunk in work
   int64_t next_frame_ = 0;
 
  private:
@@ -182,7 +183,6 @@ class WanRollout {
 
   std::map<int64_t, RopeTable> ropes_;  // by number of frames
   std::optional<wan::Controls> controls_;
-  Tensor clock_;                        // i64 [1]: the first frame of the pass in work
   std::map<PassKind, Graph> recordings_;
   StageClock clean_clock_;
   PassObserver* observer_ = nullptr;
