@@ -13,6 +13,7 @@
 #include "ann/short_list.h"
 #include "base/error.h"
 #include "base/philox.h"
+#include "each_target.h"
 
 namespace longtake {
 namespace {
@@ -98,29 +99,36 @@ TEST(Lsh, OneTableOfOneProbeMissesThem) {
   EXPECT_NEAR(bucket_recall(planted, index), 0.28, 0.08);
 }
 
-// The scan against plain ranks, at sizes around its blocks.
-TEST(Lsh, RanksBySignsThenBySlot) {
-  const LshOptions options{.bits = 5, .tables = 2, .radius = 1, .seed = 3};  // many ties
-  const LshCoder coder(kDim, options);
-  for (const int64_t count : {1, 7, 31, 32, 33, 257, 700}) {
-    const Planted planted(count, 2.0F);
-    LshIndex index(kDim, options);
-    std::vector<int32_t> slots(static_cast<size_t>(count));
-    std::iota(slots.begin(), slots.end(), 0);
-    index.set_all(slots.data(), planted.vector(0), count);
-    for (const int64_t most : {1, 8, 64}) {
-      std::vector<int32_t> found(static_cast<size_t>(count * most));
-      index.nearest_all(planted.query(0), count, most, AnnIndex::kAnyDistance, found.data());
-      for (int64_t i = 0; i < count; ++i) {
-        const uint64_t code = coder.code(planted.query(i));
-        std::vector<int32_t> expected = slots;
-        std::stable_sort(expected.begin(), expected.end(), [&](int32_t a, int32_t b) {
-          return __builtin_popcountll(code ^ coder.code(planted.vector(a))) <
-                 __builtin_popcountll(code ^ coder.code(planted.vector(b)));
-        });
-        expected.resize(static_cast<size_t>(most), -1);
-        const auto begin = found.begin() + i * most;
-        ASSERT_EQ(std::vector<int32_t>(begin, begin + most), expected) << count << ' ' << i;
+INSTANTIATE_TEST_SUITE_P(Lsh, EachTarget, all_targets(), target_name);
+
+// The scan against plain ranks, at sizes around its blocks; few signs tie often.
+TEST_P(EachTarget, RanksBySignsThenBySlot) {
+  for (const int bits : {1, 5, 12, 16}) {
+    const LshOptions options{.bits = bits, .tables = bits < 12 ? 2 : 4, .radius = 1, .seed = 3};
+    const LshCoder coder(kDim, options);
+    for (const int64_t count : {1, 7, 127, 128, 129, 300}) {
+      const Planted planted(count, 2.0F);
+      LshIndex index(kDim, options);
+      std::vector<int32_t> slots(static_cast<size_t>(count));
+      std::iota(slots.begin(), slots.end(), 0);
+      index.set_all(slots.data(), planted.vector(0), count);
+      std::vector<uint64_t> codes(slots.size());
+      for (int64_t i = 0; i < count; ++i)
+        codes[static_cast<size_t>(i)] = coder.code(planted.vector(i));
+      for (const int64_t most : {1, 8, 64}) {
+        std::vector<int32_t> found(static_cast<size_t>(count * most));
+        index.nearest_all(planted.query(0), count, most, AnnIndex::kAnyDistance, found.data());
+        for (int64_t i = 0; i < count; ++i) {
+          const uint64_t code = coder.code(planted.query(i));
+          std::vector<int32_t> expected = slots;
+          std::stable_sort(expected.begin(), expected.end(), [&](int32_t a, int32_t b) {
+            return __builtin_popcountll(code ^ codes[static_cast<size_t>(a)]) <
+                   __builtin_popcountll(code ^ codes[static_cast<size_t>(b)]);
+          });
+          expected.resize(static_cast<size_t>(most), -1);
+          const auto begin = found.begin() + i * most;
+          ASSERT_EQ(std::vector<int32_t>(begin, begin + most), expected) << count << ' ' << i;
+        }
       }
     }
   }
@@ -187,6 +195,42 @@ TEST(Quant, BucketIsABall) {
   for (int32_t i = 0; i < 300; ++i) {
     index.bucket(planted.query(i), found);
     EXPECT_EQ(found, std::vector<int32_t>{i});  // others are about sqrt(128) away
+  }
+}
+
+// The scan against the distances of the integers, around the sizes of blocks and of the choice of
+// channels, in widths that fill no vector.
+TEST(Quant, RanksByTheIntegers) {
+  for (const int64_t dim : {3, 20, 64, 70}) {
+    for (const int64_t count : {1, 63, 64, 65, 300}) {
+      const std::vector<float> rows = normals(3, 2 * count * dim);  // vectors, then queries
+      QuantIndex index(dim, {});
+      std::vector<std::vector<double>> rounded;
+      for (int64_t i = 0; i < 2 * count; ++i) {
+        std::vector<int8_t> code(static_cast<size_t>(dim));
+        const float scale = index.quantise(rows.data() + i * dim, code.data());
+        for (auto& row = rounded.emplace_back(); const int8_t x : code) row.push_back(scale * x);
+        if (i < count) index.set(i, rows.data() + i * dim);
+      }
+      const auto distance = [&](int64_t a, int64_t b) {
+        double sum = 0;
+        for (size_t d = 0; d < static_cast<size_t>(dim); ++d) {
+          const double x = rounded[static_cast<size_t>(a)][d] - rounded[static_cast<size_t>(b)][d];
+          sum += x * x;
+        }
+        return sum;
+      };
+      std::vector<int32_t> found;
+      for (int64_t i = 0; i < count; ++i) {
+        index.nearest(rows.data() + (count + i) * dim, 8, found);
+        ASSERT_EQ(found.size(), static_cast<size_t>(std::min<int64_t>(count, 8)));
+        std::vector<double> expected;
+        for (int64_t slot = 0; slot < count; ++slot) expected.push_back(distance(count + i, slot));
+        std::sort(expected.begin(), expected.end());
+        for (size_t k = 0; k < found.size(); ++k)
+          ASSERT_NEAR(distance(count + i, found[k]), expected[k], 1e-4) << dim << ' ' << count;
+      }
+    }
   }
 }
 

@@ -1,6 +1,5 @@
 // attend against its definition, on every instruction set of this machine, and its properties.
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 #include "attention/over_time.h"
 #include "attention/relative.h"
 #include "core_support.h"
+#include "each_target.h"
 #include "kv/page.h"
 #include "reference/attention.h"
 
@@ -65,24 +65,7 @@ struct Problem {
   std::vector<PageList> lists;  // ours to reorder and to give biases
 };
 
-// Runs a test body once per instruction set, then restores the machine's own.
-class EachTarget : public testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override {
-    if ((hwy::SupportedTargets() & GetParam()) == 0 && GetParam() != HWY_EMU128)
-      GTEST_SKIP() << "this machine has no " << hwy::TargetName(GetParam());
-    hwy::SetSupportedTargetsForTest(GetParam());
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-
-  void TearDown() override {
-    hwy::SetSupportedTargetsForTest(0);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-};
-
-INSTANTIATE_TEST_SUITE_P(Attend, EachTarget, testing::Values(HWY_AVX3, HWY_AVX2, HWY_EMU128),
-                         [](const auto& test) { return hwy::TargetName(test.param); });
+INSTANTIATE_TEST_SUITE_P(Attend, EachTarget, all_targets(), target_name);
 
 TEST_P(EachTarget, MatchesTheDefinition) {
   // queries, keys, heads, dim: one, tile - 1, tile, tile + 1, primes, the models'

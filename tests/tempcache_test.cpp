@@ -11,7 +11,9 @@
 #include "attention/attend.h"
 #include "base/error.h"
 #include "base/philox.h"
+#include "each_target.h"
 #include "kv/cache.h"
+#include "kv/tempcache_ages.h"
 #include "kv/tempcache_groups.h"
 #include "kv/tempcache_metric.h"
 #include "kv/time_rotation.h"
@@ -277,6 +279,50 @@ TEST_P(TempCacheTest, BiasByAgesIsExactForTheMeanQuery) {
   const auto exact = attended(ctx_, *full, asks);
   EXPECT_LT(relative_error(attended(ctx_, *merged, asks), exact), 1e-5);
   EXPECT_GT(relative_error(attended(ctx_, *counted, asks), exact), 1e-2);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ages, EachTarget, all_targets(), target_name);
+
+// Biases against their definition in double, for numbers of pairs that fill no vector.
+TEST_P(EachTarget, BiasesAreThoseOfTheDefinition) {
+  constexpr int64_t kNow = 40;
+  for (const int64_t pairs : {1, 4, 7, 8, 13}) {
+    SCOPED_TRACE(pairs);
+    const int64_t dim = 2 * pairs + 3;
+    std::vector<float> rows(static_cast<size_t>(dim * 12));
+    fill_normal(5, static_cast<uint32_t>(pairs), 0, rows.data(), dim * 12);
+    const float* query = rows.data() + 11 * dim;
+    KeyGroups groups(dim, GroupKey::kMean);
+    for (int64_t group = 0; group < 11; ++group) {
+      groups.add(rows.data() + group * dim, rows.data() + group * dim, 1, group);
+      for (int64_t i = 0; i < group; ++i)  // seen in 1 .. 11 frames, of which 8 are told apart
+        groups.merge(group, groups.key(group), groups.value(group), 1 + i % 2, group + 2 * i + 1);
+    }
+    KeyAges ages(dim, pairs, 10000);
+    ages.reach(kNow);
+    std::vector<float> biases(11), scratch;
+    ages.biases(groups, query, kNow, biases.data(), scratch);
+    for (int64_t group = 0; group < 11; ++group) {
+      const auto logit = [&](int64_t frame) {
+        double sum = 0;
+        for (int64_t i = 0; i < pairs; ++i) {
+          const double angle =
+              static_cast<double>(kNow - frame) *
+              std::pow(10000, -static_cast<double>(i) / static_cast<double>(pairs));
+          const float* q = query + 2 * i;
+          const float* k = groups.key(group) + 2 * i;
+          sum += (double{q[0]} * double{k[0]} + double{q[1]} * double{k[1]}) * std::cos(angle) +
+                 (double{q[0]} * double{k[1]} - double{q[1]} * double{k[0]}) * std::sin(angle);
+        }
+        return sum / std::sqrt(static_cast<double>(dim));
+      };
+      double mass = 0;
+      for (const Sighting& seen : groups.sightings(group))
+        mass += seen.count * std::exp(logit(seen.middle()) - logit(groups.newest(group)));
+      EXPECT_NEAR(double{biases[static_cast<size_t>(group)]}, std::log(mass), 2e-5) << group;
+    }
+    EXPECT_EQ(biases[0], 0);
+  }
 }
 
 // Sightings: the newest frames stand alone, older ones share, and none is lost.

@@ -7,10 +7,12 @@
 // with probability .28. Four tables with one sign allowed to differ find .99 of them.
 //
 // All signs of a vector are one word, and a head has thousands of vectors, not millions: a scan of
-// the words costs less than the cache misses of as many hash tables, and nearest() ranks them all.
+// all signatures costs less than the cache misses of as many hash tables, and nearest() ranks them
+// all (sign_scan.h).
 #pragma once
 
 #include "ann/index.h"
+#include "ann/sign_scan.h"
 
 namespace longtake {
 
@@ -46,27 +48,28 @@ class LshCoder {
 
 class LshIndex final : public AnnIndex {
  public:
-  LshIndex(int64_t dim, const LshOptions& options) : dim_(dim), coder_(dim, options) {}
+  LshIndex(int64_t dim, const LshOptions& options)
+      : dim_(dim), coder_(dim, options), scan_(options.bits * options.tables) {}
 
   int64_t size() const override { return static_cast<int64_t>(codes_.size()); }
 
   void set(int64_t slot, const float* vector) override;
   void set_all(const int32_t* slots, const float* vectors, int64_t count) override;
   void remove(int64_t slot) override;
-
-  void clear() override { codes_.clear(); }
-
+  void clear() override;
   void nearest(const float* query, int64_t most, std::vector<int32_t>& out) override;
   void nearest_all(const float* queries, int64_t count, int64_t most, float within,
                    int32_t* out) override;
   void bucket(const float* query, std::vector<int32_t>& out) override;
 
  private:
+  void set_code(int64_t slot, uint64_t code);
+
   int64_t dim_;
   LshCoder coder_;
-  std::vector<uint64_t> codes_;     // [slots]
-  std::vector<uint8_t> differing_;  // [slots]: signs, from the query in work, in blocks
-  std::vector<uint8_t> least_;      // of every block
+  std::vector<uint64_t> codes_;  // [slots]
+  SignScan scan_;                // the same, as nearest() reads them
+  std::vector<uint64_t> asked_;  // codes of the queries in work
 };
 
 }  // namespace longtake

@@ -16,11 +16,33 @@ HWY_BEFORE_NAMESPACE();
 
 namespace longtake::HWY_NAMESPACE {
 
-// Four rows at a time share what is read of m.
-template <size_t kRows>
+// Calls sink(d, sums, row, e) for outputs [e, e + lanes) of each of kRows rows, 1 or 4. Four rows
+// share what is read of m, and two vectors of outputs what is read of x.
+template <size_t kRows, class Sink>
 HWY_INLINE void project_rows(const float* x, size_t dim, const float* m, size_t outputs,
-                             float* out) {
-  for_lanes(outputs, [&](auto d, size_t e) HWY_ATTR {
+                             const Sink& sink) {
+  const hn::ScalableTag<float> wide;
+  const size_t lanes = hn::Lanes(wide);
+  size_t done = 0;
+  for (; kRows == 4 && done + 2 * lanes <= outputs; done += 2 * lanes) {
+    auto a0 = hn::Zero(wide), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+    const float* row = m + done;
+    for (size_t i = 0; i < dim; ++i, row += outputs) {
+      const auto a = load_f32(wide, row), b = load_f32(wide, row + lanes);
+      const auto x0 = hn::Set(wide, x[i]), x1 = hn::Set(wide, x[dim + i]);
+      a0 = hn::MulAdd(x0, a, a0), b0 = hn::MulAdd(x0, b, b0);
+      a1 = hn::MulAdd(x1, a, a1), b1 = hn::MulAdd(x1, b, b1);
+      const auto x2 = hn::Set(wide, x[2 * dim + i]), x3 = hn::Set(wide, x[3 * dim + i]);
+      a2 = hn::MulAdd(x2, a, a2), b2 = hn::MulAdd(x2, b, b2);
+      a3 = hn::MulAdd(x3, a, a3), b3 = hn::MulAdd(x3, b, b3);
+    }
+    sink(wide, a0, 0, done), sink(wide, b0, 0, done + lanes);
+    sink(wide, a1, 1, done), sink(wide, b1, 1, done + lanes);
+    sink(wide, a2, 2, done), sink(wide, b2, 2, done + lanes);
+    sink(wide, a3, 3, done), sink(wide, b3, 3, done + lanes);
+  }
+  for_lanes(outputs - done, [&](auto d, size_t rest) HWY_ATTR {
+    const size_t e = done + rest;
     auto sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;
     for (size_t i = 0; i < dim; ++i) {
       const auto column = load_f32(d, m + i * outputs + e);
@@ -31,20 +53,37 @@ HWY_INLINE void project_rows(const float* x, size_t dim, const float* m, size_t 
         sum3 = hn::MulAdd(hn::Set(d, x[3 * dim + i]), column, sum3);
       }
     }
-    store_f32(d, sum0, out + e);
-    if constexpr (kRows == 4) {
-      store_f32(d, sum1, out + outputs + e);
-      store_f32(d, sum2, out + 2 * outputs + e);
-      store_f32(d, sum3, out + 3 * outputs + e);
-    }
+    sink(d, sum0, 0, e);
+    if constexpr (kRows == 4) sink(d, sum1, 1, e), sink(d, sum2, 2, e), sink(d, sum3, 3, e);
   });
+}
+
+// Calls sink(d, sums, row, e) for outputs [e, e + lanes) of all rows.
+template <class Sink>
+HWY_INLINE void project_each(const float* x, size_t rows, size_t dim, const float* m,
+                             size_t outputs, const Sink& sink) {
+  size_t r = 0;
+  const auto of_rows = [&](auto d, auto sums, size_t row, size_t e)
+                           HWY_ATTR { sink(d, sums, r + row, e); };
+  for (; r + 4 <= rows; r += 4) project_rows<4>(x + r * dim, dim, m, outputs, of_rows);
+  for (; r < rows; ++r) project_rows<1>(x + r * dim, dim, m, outputs, of_rows);
 }
 
 void project_all(const float* x, size_t rows, size_t dim, const float* m, size_t outputs,
                  float* out) {
-  size_t r = 0;
-  for (; r + 4 <= rows; r += 4) project_rows<4>(x + r * dim, dim, m, outputs, out + r * outputs);
-  for (; r < rows; ++r) project_rows<1>(x + r * dim, dim, m, outputs, out + r * outputs);
+  project_each(x, rows, dim, m, outputs, [&](auto d, auto sums, size_t row, size_t e) HWY_ATTR {
+    store_f32(d, sums, out + row * outputs + e);
+  });
+}
+
+void project_all_signs(const float* x, size_t rows, size_t dim, const float* m, size_t outputs,
+                       uint64_t* out) {
+  std::fill_n(out, rows, uint64_t{0});
+  project_each(x, rows, dim, m, outputs, [&](auto d, auto sums, size_t row, size_t e) HWY_ATTR {
+    uint64_t bits = 0;
+    hn::StoreMaskBits(d, hn::Gt(sums, hn::Zero(d)), reinterpret_cast<uint8_t*>(&bits));
+    out[row] |= bits << e;
+  });
 }
 
 HWY_INLINE float dot_of(const float* x, size_t dim, const float* v) {
@@ -60,12 +99,6 @@ HWY_INLINE float dot_of(const float* x, size_t dim, const float* v) {
 
 void dots_of(const float* x, size_t rows, size_t dim, const float* v, float* out) {
   for (size_t r = 0; r < rows; ++r) out[r] = dot_of(x + r * dim, dim, v);
-}
-
-void dots_of_rows(const float* x, const int32_t* rows, size_t count, size_t dim, const float* v,
-                  float* out) {
-  for (size_t i = 0; i < count; ++i)
-    out[i] = dot_of(x + static_cast<size_t>(rows[i]) * dim, dim, v);
 }
 
 void add_softmax_of(float* logits, size_t count, float* mass) {
@@ -85,30 +118,6 @@ void add_softmax_of(float* logits, size_t count, float* mass) {
   });
 }
 
-void turn_terms_of(const float* query, const float* key, size_t pairs, float* terms) {
-  const auto some = [&](auto d, size_t i) HWY_ATTR {
-    hn::Vec<decltype(d)> k0, k1;
-    hn::LoadInterleaved2(d, key + 2 * i, k0, k1);
-    const auto q0 = load_f32(d, query + i), q1 = load_f32(d, query + pairs + i);
-    store_f32(d, hn::MulAdd(q0, k0, hn::Mul(q1, k1)), terms + i);
-    store_f32(d, hn::MulSub(q0, k1, hn::Mul(q1, k0)), terms + pairs + i);
-  };
-  const hn::CappedTag<float, 8> d;
-  size_t i = 0;
-  for (; i + hn::Lanes(d) <= pairs; i += hn::Lanes(d)) some(d, i);
-  for (; i < pairs; ++i) some(hn::CappedTag<float, 1>(), i);
-}
-
-void exp_of(float* x, size_t count) {
-  for_lanes(count, [&](auto d, size_t i)
-                       HWY_ATTR { store_f32(d, hn::Exp(d, load_f32(d, x + i)), x + i); });
-}
-
-void log_of(float* x, size_t count) {
-  for_lanes(count, [&](auto d, size_t i)
-                       HWY_ATTR { store_f32(d, hn::Log(d, load_f32(d, x + i)), x + i); });
-}
-
 HWY_INLINE float distance_of(const float* a, const float* b, size_t dim) {
   const hn::ScalableTag<float> d;
   auto sum = hn::Zero(d);
@@ -120,6 +129,17 @@ HWY_INLINE float distance_of(const float* a, const float* b, size_t dim) {
   }
   for (; i < dim; ++i) rest += (a[i] - b[i]) * (a[i] - b[i]);
   return rest + hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+float approach_of(float* x, const float* to, float way, size_t dim) {
+  const float square = distance_of(x, to, dim);
+  for_lanes(dim, [&](auto d, size_t i) HWY_ATTR {
+    const auto from = load_f32(d, x + i);
+    const auto rest = hn::Sub(load_f32(d, to + i), from);
+    store_f32(d, hn::Add(from, hn::Mul(hn::Set(d, way), rest)), x + i);
+  });
+  if (way == 1) std::copy_n(to, dim, x);
+  return square;
 }
 
 float square_distance_of(const float* a, const float* b, size_t dim) {
@@ -140,12 +160,10 @@ HWY_AFTER_NAMESPACE();
 namespace longtake {
 
 HWY_EXPORT(project_all);
+HWY_EXPORT(project_all_signs);
 HWY_EXPORT(dots_of);
-HWY_EXPORT(dots_of_rows);
 HWY_EXPORT(add_softmax_of);
-HWY_EXPORT(turn_terms_of);
-HWY_EXPORT(exp_of);
-HWY_EXPORT(log_of);
+HWY_EXPORT(approach_of);
 HWY_EXPORT(square_distance_of);
 HWY_EXPORT(square_distances_of_rows);
 
@@ -155,37 +173,29 @@ void project(const float* x, int64_t rows, int64_t dim, const float* m, int64_t 
   (x, static_cast<size_t>(rows), static_cast<size_t>(dim), m, static_cast<size_t>(outputs), out);
 }
 
+void project_signs(const float* x, int64_t rows, int64_t dim, const float* m, int64_t outputs,
+                   uint64_t* out) {
+  HWY_DYNAMIC_DISPATCH(project_all_signs)
+  (x, static_cast<size_t>(rows), static_cast<size_t>(dim), m, static_cast<size_t>(outputs), out);
+}
+
 void dots(const float* x, int64_t rows, int64_t dim, const float* v, float* out) {
   HWY_DYNAMIC_DISPATCH(dots_of)
   (x, static_cast<size_t>(rows), static_cast<size_t>(dim), v, out);
-}
-
-void dots_at(const float* x, const int32_t* rows, int64_t count, int64_t dim, const float* v,
-             float* out) {
-  HWY_DYNAMIC_DISPATCH(dots_of_rows)
-  (x, rows, static_cast<size_t>(count), static_cast<size_t>(dim), v, out);
 }
 
 void add_softmax(float* logits, int64_t count, float* mass) {
   HWY_DYNAMIC_DISPATCH(add_softmax_of)(logits, static_cast<size_t>(count), mass);
 }
 
-void turn_terms(const float* query, const float* key, int64_t pairs, float* terms) {
-  HWY_DYNAMIC_DISPATCH(turn_terms_of)(query, key, static_cast<size_t>(pairs), terms);
-}
-
-void exp_all(float* x, int64_t count) {
-  HWY_DYNAMIC_DISPATCH(exp_of)(x, static_cast<size_t>(count));
-}
-
-void log_all(float* x, int64_t count) {
-  HWY_DYNAMIC_DISPATCH(log_of)(x, static_cast<size_t>(count));
-}
-
 void square_distances_at(const float* x, const int32_t* rows, int64_t count, int64_t dim,
                          const float* v, float* out) {
   HWY_DYNAMIC_DISPATCH(square_distances_of_rows)
   (x, rows, static_cast<size_t>(count), static_cast<size_t>(dim), v, out);
+}
+
+float approach(float* x, const float* to, float way, int64_t dim) {
+  return HWY_DYNAMIC_DISPATCH(approach_of)(x, to, way, static_cast<size_t>(dim));
 }
 
 float square_distance(const float* a, const float* b, int64_t dim) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -18,32 +19,28 @@
 namespace longtake {
 namespace {
 
-constexpr int64_t kBlock = 16;  // slots that are refused by one comparison
+constexpr int64_t kBlock = 16;  // slots whose coarse channels lie side by side
 constexpr int64_t kQuad = 4;    // channels side by side
-constexpr int64_t kCoarse = 16;
+constexpr int64_t kCoarse = 8;
+constexpr int64_t kFirstChoice = 64;  // slots that coarse channels are first chosen by
 constexpr int kOffset = 128;  // makes a query's numbers unsigned, as the widest product wants them
 
-// out[i] = codes[i] . (query + kOffset). |.| <= 255 * 127 * dim fits easily. Compiled once for
-// every instruction set that has a wider product; integers, so that all give the same.
-[[gnu::always_inline]] inline int32_t dot(const int8_t* code, const uint8_t* query, int64_t dim) {
-  int32_t sum = 0;
-  for (int64_t d = 0; d < dim; ++d) sum += int32_t{code[d]} * int32_t{query[d]};
-  return sum;
-}
+// A query's integers, in the three forms that products want: as they are, without their signs, and
+// raised by kOffset.
+struct QueryCode {
+  const int8_t* code;
+  const uint8_t* size;
+  const uint8_t* raised;
+};
 
-[[gnu::always_inline]] inline void scan(const int8_t* codes, const uint8_t* query, int64_t count,
-                                        int64_t dim, int32_t* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = dot(codes + i * dim, query, dim);
-}
+// Vectors of `dim` integers each, and what a raised query adds to their products.
+struct CodeRows {
+  const int8_t* codes;
+  const int32_t* offsets;
+  int64_t dim;
+};
 
-// The same of rows slots[i].
-[[gnu::always_inline]] inline void scan_some(const int8_t* codes, const uint8_t* query,
-                                             const int32_t* slots, int64_t count, int64_t dim,
-                                             int32_t* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = dot(codes + slots[i] * dim, query, dim);
-}
-
-// The coarse channels of all slots, in blocks, and a query of which nothing beyond `within` is
+// The coarse channels of some blocks of slots, and a query of which nothing beyond `within` is
 // wanted.
 struct CoarseScan {
   const int8_t* codes;
@@ -51,82 +48,157 @@ struct CoarseScan {
   const float* squares;
   const int32_t* offsets;
   int64_t blocks, quads;
-  const uint8_t* query;
+  QueryCode query;
   float scale, square, within;
 };
 
-// near[...] = slots that are within the distance; returns how many.
-[[gnu::always_inline]] inline int64_t find_in_blocks(const CoarseScan& scan, int32_t* near) {
+// Integers all: every instruction set gives the same.
+//
+// dots: out[i] = row slots[i] . query. |.| <= 127 * 127 * dim fits easily.
+// near: near[...] = slots, counted from the first of the scan, that are within the distance;
+// returns how many.
+
+void dots_plain(const CodeRows& rows, const QueryCode& query, const int32_t* slots, int64_t count,
+                int32_t* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int8_t* code = rows.codes + slots[i] * rows.dim;
+    out[i] = 0;
+    for (int64_t d = 0; d < rows.dim; ++d) out[i] += int32_t{code[d]} * int32_t{query.code[d]};
+  }
+}
+
+int64_t near_plain(const CoarseScan& scan, int32_t* near) {
   int64_t count = 0;
   const int8_t* codes = scan.codes;
   for (int64_t begin = 0; begin < scan.blocks * kBlock; begin += kBlock) {
-    int32_t dots[kBlock] = {};
-    for (int64_t quad = 0; quad < scan.quads; ++quad, codes += kBlock * kQuad) {
-      for (int64_t i = 0; i < kBlock; ++i) {
+    std::array<int32_t, kBlock> dots{};
+    for (int64_t quad = 0; quad < scan.quads; ++quad) {
+      for (int32_t& dot : dots) {
         for (int64_t c = 0; c < kQuad; ++c)
-          dots[i] += int32_t{codes[i * kQuad + c]} * int32_t{scan.query[quad * kQuad + c]};
+          dot += int32_t{*codes++} * int32_t{scan.query.code[quad * kQuad + c]};
       }
     }
     for (int64_t i = 0; i < kBlock; ++i) {
-      const auto dot = static_cast<float>(dots[i] - scan.offsets[begin + i]);
-      const float distance =
-          scan.square + scan.squares[begin + i] - 2 * scan.scale * scan.scales[begin + i] * dot;
+      const float distance = scan.square + scan.squares[begin + i] -
+                             2 * scan.scale * scan.scales[begin + i] *
+                                 static_cast<float>(dots[static_cast<size_t>(i)]);
       if (distance < scan.within) near[count++] = static_cast<int32_t>(begin + i);
     }
   }
   return count;
 }
 
-// Calls compiled for one instruction set.
-struct Scans {
-  decltype(&scan) all;
-  decltype(&scan_some) some;
-  decltype(&find_in_blocks) near;
+// The products of one instruction set.
+struct Products {
+  decltype(&dots_plain) dots;
+  decltype(&near_plain) near;
 };
-
-void all_plain(const int8_t* codes, const uint8_t* query, int64_t count, int64_t dim,
-               int32_t* out) {
-  scan(codes, query, count, dim, out);
-}
-
-void some_plain(const int8_t* codes, const uint8_t* query, const int32_t* slots, int64_t count,
-                int64_t dim, int32_t* out) {
-  scan_some(codes, query, slots, count, dim, out);
-}
-
-int64_t near_plain(const CoarseScan& scan, int32_t* near) {
-  return find_in_blocks(scan, near);
-}
 
 #if defined(__x86_64__)
 #define LONGTAKE_AVX2 [[gnu::target("avx2,fma")]]
-#define LONGTAKE_VNNI [[gnu::target("avx512f,avx512bw,avx512vl,avx512vnni")]]
+#define LONGTAKE_VNNI [[gnu::target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]]
 
-LONGTAKE_AVX2 void all_avx2(const int8_t* codes, const uint8_t* query, int64_t count, int64_t dim,
-                            int32_t* out) {
-  scan(codes, query, count, dim, out);
+// sums + a . b in quads. Sizes times signed: no pair of products leaves 16 bits, since neither side
+// exceeds 127.
+LONGTAKE_AVX2 inline __m256i add_quads(__m256i sums, __m256i code, __m256i sizes, __m256i query) {
+  const __m256i pairs = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(code, query));
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-LONGTAKE_AVX2 void some_avx2(const int8_t* codes, const uint8_t* query, const int32_t* slots,
-                             int64_t count, int64_t dim, int32_t* out) {
-  scan_some(codes, query, slots, count, dim, out);
+LONGTAKE_AVX2 inline __m256i load_bytes(const void* bytes) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(bytes));
+}
+
+// The sum of each of four.
+LONGTAKE_AVX2 inline __m128i add_up(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+  return _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
+
+LONGTAKE_AVX2 void dots_avx2(const CodeRows& rows, const QueryCode& query, const int32_t* slots,
+                             int64_t count, int32_t* out) {
+  constexpr int64_t kLanes = 32;
+  for (int64_t i = 0; i < count; i += 4) {
+    // Four rows at a time; what is missing of the last four is the last row again.
+    std::array<const int8_t*, 4> four;
+    for (int64_t row = 0; row < 4; ++row)
+      four[static_cast<size_t>(row)] = rows.codes + slots[std::min(i + row, count - 1)] * rows.dim;
+    __m256i sums[4] = {};
+    int64_t d = 0;
+    for (; d + kLanes <= rows.dim; d += kLanes) {
+      const __m256i code = load_bytes(query.code + d), sizes = load_bytes(query.size + d);
+      for (size_t row = 0; row < 4; ++row)
+        sums[row] = add_quads(sums[row], load_bytes(four[row] + d), sizes, code);
+    }
+    std::array<int32_t, 4> dots;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dots.data()),
+                     add_up(sums[0], sums[1], sums[2], sums[3]));
+    for (; d < rows.dim; ++d) {
+      for (size_t row = 0; row < 4; ++row)
+        dots[row] += int32_t{four[row][d]} * int32_t{query.code[d]};
+    }
+    std::copy_n(dots.begin(), std::min<int64_t>(4, count - i), out + i);
+  }
+}
+
+// Which of slots [at, at + 8) are within the distance, a bit each.
+LONGTAKE_AVX2 inline uint32_t half_near(const CoarseScan& scan, int64_t at, __m256i dots) {
+  const __m256 scale =
+      _mm256_mul_ps(_mm256_set1_ps(2 * scan.scale), _mm256_loadu_ps(scan.scales + at));
+  const __m256 squares =
+      _mm256_add_ps(_mm256_set1_ps(scan.square), _mm256_loadu_ps(scan.squares + at));
+  const __m256 distances = _mm256_fnmadd_ps(scale, _mm256_cvtepi32_ps(dots), squares);
+  return static_cast<uint32_t>(
+      _mm256_movemask_ps(_mm256_cmp_ps(distances, _mm256_set1_ps(scan.within), _CMP_LT_OQ)));
 }
 
 LONGTAKE_AVX2 int64_t near_avx2(const CoarseScan& scan, int32_t* near) {
-  return find_in_blocks(scan, near);
+  int64_t count = 0;
+  const int8_t* codes = scan.codes;
+  for (int64_t begin = 0; begin < scan.blocks * kBlock; begin += kBlock) {
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (int64_t quad = 0; quad < scan.quads; ++quad, codes += kBlock * kQuad) {
+      int32_t code, size;
+      std::memcpy(&code, scan.query.code + quad * kQuad, sizeof code);
+      std::memcpy(&size, scan.query.size + quad * kQuad, sizeof size);
+      const __m256i query = _mm256_set1_epi32(code), sizes = _mm256_set1_epi32(size);
+      low = add_quads(low, load_bytes(codes), sizes, query);
+      high = add_quads(high, load_bytes(codes + kBlock * kQuad / 2), sizes, query);
+    }
+    uint32_t found = half_near(scan, begin, low) | half_near(scan, begin + kBlock / 2, high)
+                                                       << (kBlock / 2);
+    for (; found != 0; found &= found - 1)
+      near[count++] = static_cast<int32_t>(begin) + std::countr_zero(found);
+  }
+  return count;
 }
 
-LONGTAKE_VNNI void all_vnni(const int8_t* codes, const uint8_t* query, int64_t count, int64_t dim,
-                            int32_t* out) {
-  scan(codes, query, count, dim, out);
+LONGTAKE_VNNI void dots_vnni(const CodeRows& rows, const QueryCode& query, const int32_t* slots,
+                             int64_t count, int32_t* out) {
+  constexpr int64_t kLanes = 32;
+  for (int64_t i = 0; i < count; i += 4) {
+    std::array<const int8_t*, 4> four;
+    for (int64_t row = 0; row < 4; ++row)
+      four[static_cast<size_t>(row)] = rows.codes + slots[std::min(i + row, count - 1)] * rows.dim;
+    __m256i sums[4] = {};
+    int64_t d = 0;
+    for (; d + kLanes <= rows.dim; d += kLanes) {
+      const __m256i raised = load_bytes(query.raised + d);
+      for (size_t row = 0; row < 4; ++row)
+        sums[row] = _mm256_dpbusd_epi32(sums[row], raised, load_bytes(four[row] + d));
+    }
+    std::array<int32_t, 4> dots;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dots.data()),
+                     add_up(sums[0], sums[1], sums[2], sums[3]));
+    for (; d < rows.dim; ++d) {
+      for (size_t row = 0; row < 4; ++row)
+        dots[row] += int32_t{four[row][d]} * int32_t{query.raised[d]};
+    }
+    for (int64_t row = 0; row < 4 && i + row < count; ++row)
+      out[i + row] = dots[static_cast<size_t>(row)] - rows.offsets[slots[i + row]];
+  }
 }
 
-LONGTAKE_VNNI void some_vnni(const int8_t* codes, const uint8_t* query, const int32_t* slots,
-                             int64_t count, int64_t dim, int32_t* out) {
-  scan_some(codes, query, slots, count, dim, out);
-}
-
-// find_in_blocks by hand: compilers do not see that a block's quads are this product's.
 LONGTAKE_VNNI int64_t near_vnni(const CoarseScan& scan, int32_t* near) {
   int64_t count = 0;
   const int8_t* codes = scan.codes;
@@ -137,7 +209,7 @@ LONGTAKE_VNNI int64_t near_vnni(const CoarseScan& scan, int32_t* near) {
     __m512i dots = _mm512_setzero_si512();
     for (int64_t quad = 0; quad < scan.quads; ++quad, codes += kBlock * kQuad) {
       int32_t channels;
-      std::memcpy(&channels, scan.query + quad * kQuad, sizeof channels);
+      std::memcpy(&channels, scan.query.raised + quad * kQuad, sizeof channels);
       dots = _mm512_dpbusd_epi32(dots, _mm512_set1_epi32(channels), _mm512_loadu_si512(codes));
     }
     dots = _mm512_sub_epi32(dots, _mm512_loadu_si512(scan.offsets + begin));
@@ -165,18 +237,18 @@ std::pair<int32_t, int32_t> sums_of(const int8_t* code, int64_t dim) {
   return {square, sum};
 }
 
-Scans choose_scans() {
+Products choose_products() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl"))
-    return {all_vnni, some_vnni, near_vnni};
+    return {dots_vnni, near_vnni};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {all_avx2, some_avx2, near_avx2};
+    return {dots_avx2, near_avx2};
 #endif
-  return {all_plain, some_plain, near_plain};
+  return {dots_plain, near_plain};
 }
 
-const Scans& scans() {
-  static const Scans instance = choose_scans();
+const Products& products() {
+  static const Products instance = choose_products();
   return instance;
 }
 
@@ -187,11 +259,13 @@ QuantIndex::QuantIndex(int64_t dim, const QuantOptions& options)
       coarse_(std::min(kCoarse, dim / kQuad * kQuad)),
       options_(options),
       query_(static_cast<size_t>(dim)),
-      shifted_(query_.size()) {
+      sizes_(query_.size()),
+      raised_(query_.size()) {
   if (options.bits < 2 || options.bits > 8)
     throw Error(ErrorKind::kUsage, str("quant bits: expected 2..8, found ", options.bits));
   if (!(options.radius >= 0))
     throw Error(ErrorKind::kUsage, str("quant radius: expected 0 or more, found ", options.radius));
+  clear();
 }
 
 float QuantIndex::quantise(const float* vector, int8_t* code) const {
@@ -231,7 +305,33 @@ void QuantIndex::set(int64_t slot, const float* vector) {
   scales_[static_cast<size_t>(slot)] = scale;
   squares_[static_cast<size_t>(slot)] = scale * scale * static_cast<float>(square);
   most_scale_ = std::max(most_scale_, scale);
-  write_coarse(slot);
+  if (size() < next_choice_)
+    write_coarse(slot);
+  else
+    choose_coarse();
+}
+
+// The channels in which the slots differ most, when there are twice as many as at the last choice.
+void QuantIndex::choose_coarse() {
+  next_choice_ = 2 * size();
+  std::vector<double> sums(static_cast<size_t>(dim_), 0.0), squares = sums;
+  for (int64_t slot = 0; slot < size(); ++slot) {
+    for (int64_t d = 0; d < dim_; ++d) {
+      const double x =
+          double{scales_[static_cast<size_t>(slot)]} * codes_[static_cast<size_t>(slot * dim_ + d)];
+      sums[static_cast<size_t>(d)] += x;
+      squares[static_cast<size_t>(d)] += x * x;
+    }
+  }
+  for (size_t d = 0; d < sums.size(); ++d)
+    squares[d] -= sums[d] * sums[d] / static_cast<double>(size());
+  std::vector<int32_t> order(sums.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return squares[static_cast<size_t>(a)] > squares[static_cast<size_t>(b)];
+  });
+  channels_.assign(order.begin(), order.begin() + coarse_);
+  for (int64_t slot = 0; slot < size(); ++slot) write_coarse(slot);
 }
 
 void QuantIndex::write_coarse(int64_t slot) {
@@ -244,14 +344,19 @@ void QuantIndex::write_coarse(int64_t slot) {
     coarse_squares_.resize(slots, std::numeric_limits<float>::infinity());
   }
   const auto at = static_cast<size_t>(slot);
-  const int8_t* code = codes_.data() + slot * dim_;
+  std::array<int8_t, kCoarse> code;
+  take_coarse(codes_.data() + slot * dim_, code.data());
   int8_t* block = coarse_codes_.data() + slot / kBlock * kBlock * coarse_;
   for (int64_t d = 0; d < coarse_; d += kQuad)
-    std::copy_n(code + d, kQuad, block + d * kBlock + slot % kBlock * kQuad);
-  const auto [square, sum] = sums_of(code, coarse_);
+    std::copy_n(code.data() + d, kQuad, block + d * kBlock + slot % kBlock * kQuad);
+  const auto [square, sum] = sums_of(code.data(), coarse_);
   coarse_scales_[at] = scales_[at];
   coarse_offsets_[at] = kOffset * sum;
   coarse_squares_[at] = scales_[at] * scales_[at] * static_cast<float>(square);
+}
+
+void QuantIndex::take_coarse(const int8_t* code, int8_t* out) const {
+  for (size_t d = 0; d < channels_.size(); ++d) out[d] = code[channels_[d]];
 }
 
 void QuantIndex::set_all(const int32_t* slots, const float* vectors, int64_t count) {
@@ -283,53 +388,66 @@ void QuantIndex::clear() {
   coarse_offsets_.clear();
   coarse_squares_.clear();
   most_scale_ = 0;
+  channels_.resize(static_cast<size_t>(coarse_));
+  std::iota(channels_.begin(), channels_.end(), 0);
+  next_choice_ = kFirstChoice;
 }
 
+// query_ and its forms; those of the coarse channels lie behind the others.
 QuantIndex::Query QuantIndex::quantise_query(const float* query) {
+  query_.resize(static_cast<size_t>(dim_ + coarse_));
   Query out;
   out.scale = quantise(query, query_.data());
+  take_coarse(query_.data(), query_.data() + dim_);
   const float square = out.scale * out.scale;
   out.square = square * static_cast<float>(sums_of(query_.data(), dim_).first);
-  out.coarse_square = square * static_cast<float>(sums_of(query_.data(), coarse_).first);
-  std::transform(query_.begin(), query_.end(), shifted_.begin(),
-                 [](int8_t x) { return static_cast<uint8_t>(x + kOffset); });
+  out.coarse_square = square * static_cast<float>(sums_of(query_.data() + dim_, coarse_).first);
+  sizes_.resize(query_.size());
+  raised_.resize(query_.size());
+  for (size_t i = 0; i < query_.size(); ++i) {
+    sizes_[i] = static_cast<uint8_t>(std::abs(query_[i]));
+    raised_[i] = static_cast<uint8_t>(query_[i] + kOffset);
+  }
   return out;
 }
 
-void QuantIndex::measure(const Query& query) {
-  const size_t count = scales_.size();
-  dots_.resize(count);
-  distances_.resize(count);
-  scans().all(codes_.data(), shifted_.data(), size(), dim_, dots_.data());
-  for (size_t i = 0; i < count; ++i)
-    distances_[i] = query.square + squares_[i] -
-                    2 * query.scale * scales_[i] * static_cast<float>(dots_[i] - offsets_[i]);
-}
-
-void QuantIndex::find_near(const Query& query, float within) {
+// Calls found(slot, distance) for slots within the squared distance `within`, ascending, and may
+// call it for others; it returns what is within from then on.
+template <typename Found>
+void QuantIndex::scan(const Query& query, float within, const Found& found) {
+  // Coarse channels alone are no farther than all; rounding of the squares may say otherwise.
+  constexpr float kRounding = 1e-6F;
+  constexpr int64_t kFirst = 4;  // blocks
+  const auto all = static_cast<int64_t>(coarse_scales_.size()) / kBlock;
   near_.resize(coarse_scales_.size());
-  const CoarseScan scan{coarse_codes_.data(),
-                        coarse_scales_.data(),
-                        coarse_squares_.data(),
-                        coarse_offsets_.data(),
-                        static_cast<int64_t>(coarse_scales_.size()) / kBlock,
-                        coarse_ / kQuad,
-                        shifted_.data(),
-                        query.scale,
-                        query.coarse_square,
-                        within};
-  near_.resize(static_cast<size_t>(scans().near(scan, near_.data())));
-}
-
-void QuantIndex::measure_near(const Query& query) {
-  dots_.resize(near_.size());
-  distances_.resize(near_.size());
-  scans().some(codes_.data(), shifted_.data(), near_.data(), static_cast<int64_t>(near_.size()),
-               dim_, dots_.data());
-  for (size_t i = 0; i < near_.size(); ++i) {
-    const auto slot = static_cast<size_t>(near_[i]);
-    distances_[i] = query.square + squares_[slot] -
-                    2 * query.scale * scales_[slot] * static_cast<float>(dots_[i] - offsets_[slot]);
+  dots_.resize(coarse_scales_.size());
+  const QueryCode coarse{query_.data() + dim_, sizes_.data() + dim_, raised_.data() + dim_};
+  // Each time as many blocks as before: what is found first tells what is within for the rest.
+  for (int64_t begin = 0, blocks = std::min(all, kFirst); begin < all;
+       begin += blocks, blocks = std::min(all - begin, begin)) {
+    const int64_t first = begin * kBlock;
+    const CoarseScan scan{coarse_codes_.data() + first * coarse_,
+                          coarse_scales_.data() + first,
+                          coarse_squares_.data() + first,
+                          coarse_offsets_.data() + first,
+                          blocks,
+                          coarse_ / kQuad,
+                          coarse,
+                          query.scale,
+                          query.coarse_square,
+                          within + kRounding * (4 * query.square + within)};
+    const int64_t count = products().near(scan, near_.data());
+    for (int64_t i = 0; i < count; ++i)
+      near_[static_cast<size_t>(i)] += static_cast<int32_t>(first);
+    products().dots({codes_.data(), offsets_.data(), dim_},
+                    {query_.data(), sizes_.data(), raised_.data()}, near_.data(), count,
+                    dots_.data());
+    for (int64_t i = 0; i < count; ++i) {
+      const auto slot = static_cast<size_t>(near_[static_cast<size_t>(i)]);
+      const auto dot = static_cast<float>(dots_[static_cast<size_t>(i)]);
+      within = found(near_[static_cast<size_t>(i)],
+                     query.square + squares_[slot] - 2 * query.scale * scales_[slot] * dot);
+    }
   }
 }
 
@@ -346,50 +464,27 @@ void QuantIndex::nearest_all(const float* queries, int64_t count, int64_t most, 
   for (int64_t i = 0; i < count; ++i, out += most) {
     const Query query = quantise_query(queries + i * dim_);
     list.clear();
-    if (within < kAnyDistance) {
-      // Rounding in all channels at once, and all one way, would move two vectors by `worst`; it
-      // never comes to a third of that.
-      const float worst = (query.scale + most_scale_) / 2 * std::sqrt(static_cast<float>(dim_));
-      const float reach = std::sqrt(within) + worst / 3;
-      find_near(query, reach * reach);
-      measure_near(query);
-      float limit = reach * reach;
-      for (size_t k = 0; k < near_.size(); ++k) {
-        if (distances_[k] >= limit) continue;
-        list.offer(ShortList::word(ShortList::rank_of(distances_[k]), near_[k]));
-        if (list.is_full()) limit = ShortList::value_of(list.worst_rank());
-      }
-    } else {
-      measure(query);
-      offer_all(list);
-    }
+    // Rounding in all channels at once, and all one way, would move two vectors by `worst`; it
+    // never comes to a third of that.
+    const float worst = (query.scale + most_scale_) / 2 * std::sqrt(static_cast<float>(dim_));
+    const float reach = std::sqrt(within) + worst / 3;
+    float limit = reach * reach;
+    scan(query, limit, [&](int32_t slot, float distance) {
+      if (distance < limit) list.offer(ShortList::word(ShortList::rank_of(distance), slot));
+      if (list.is_full()) limit = std::min(limit, ShortList::value_of(list.worst_rank()));
+      return limit;
+    });
     list.write(out);
   }
 }
 
-void QuantIndex::offer_all(ShortList& list) const {
-  float limit = std::numeric_limits<float>::infinity();
-  for (int64_t begin = 0; begin < size(); begin += kBlock) {
-    const int64_t end = std::min(size(), begin + kBlock);
-    int below = 0;  // nearly every block is refused at once
-    for (int64_t slot = begin; slot < end; ++slot)
-      below |= static_cast<int>(distances_[static_cast<size_t>(slot)] < limit);
-    if (below == 0) continue;
-    for (int64_t slot = begin; slot < end; ++slot) {
-      const float distance = distances_[static_cast<size_t>(slot)];
-      if (distance < limit) list.offer(ShortList::word(ShortList::rank_of(distance), slot));
-    }
-    if (list.is_full()) limit = distances_[static_cast<size_t>(list.worst_slot())];
-  }
-}
-
 void QuantIndex::bucket(const float* query, std::vector<int32_t>& out) {
-  measure(quantise_query(query));
   out.clear();
-  for (int32_t slot = 0; slot < static_cast<int32_t>(size()); ++slot) {
-    if (distances_[static_cast<size_t>(slot)] <= options_.radius * options_.radius)
-      out.push_back(slot);
-  }
+  const float within = options_.radius * options_.radius;
+  scan(quantise_query(query), within, [&](int32_t slot, float distance) {
+    if (distance <= within) out.push_back(slot);
+    return within;
+  });
 }
 
 }  // namespace longtake

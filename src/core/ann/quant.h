@@ -2,15 +2,13 @@
 // its own, and a query meets all of them. The scan is integer arithmetic; at 8 bits its order
 // hardly differs from the exact one.
 //
-// A query that wants nothing beyond a distance first meets a few channels of all vectors, side by
-// side in blocks: what is too far in those is too far.
+// A query first meets the few channels in which the vectors differ most, side by side in blocks:
+// what is too far in those is too far. How far that is sinks with what is found.
 #pragma once
 
 #include "ann/index.h"
 
 namespace longtake {
-
-class ShortList;
 
 struct QuantOptions {
   int bits = 8;         // 2..8, sign included; one byte is stored in any case
@@ -44,14 +42,11 @@ class QuantIndex final : public AnnIndex {
   };
 
   Query quantise_query(const float* query);
-  // distances_[slot] = squared distance between the integers' vectors.
-  void measure(const Query& query);
-  // near_: slots whose coarse channels alone are within the squared distance, ascending.
-  void find_near(const Query& query, float within);
-  // The same as measure() for slots near_[i]: distances_[i].
-  void measure_near(const Query& query);
-  void offer_all(ShortList& list) const;  // of what measure() found
+  template <typename Found>
+  void scan(const Query& query, float within, const Found& found);
   void write_coarse(int64_t slot);
+  void take_coarse(const int8_t* code, int8_t* out) const;
+  void choose_coarse();
 
   int64_t dim_;
   int64_t coarse_;  // channels, whole quads
@@ -59,17 +54,19 @@ class QuantIndex final : public AnnIndex {
   std::vector<int8_t> codes_;     // [slots, dim]
   std::vector<float> scales_;     // [slots]
   std::vector<float> squares_;    // [slots]: |scale * code|^2
-  std::vector<int32_t> offsets_;  // [slots]: what a shifted query adds to its dot products
-  // Blocks of slots, the last one filled up: the first channels of each.
+  std::vector<int32_t> offsets_;  // [slots]: what a raised query adds to its dot products
+  // Blocks of slots, the last one filled up: a few channels of each.
+  std::vector<int32_t> channels_;        // [coarse]
+  int64_t next_choice_ = 0;              // slots at which they are chosen anew
   std::vector<int8_t> coarse_codes_;     // [blocks, quads, slots of a block, 4]
   std::vector<float> coarse_squares_;    // [slots in blocks], inf where there is none
   std::vector<int32_t> coarse_offsets_;  // the same
   std::vector<float> coarse_scales_;     // the same
   float most_scale_ = 0;                 // of any slot so far
+  // The query in work, [dim + coarse]: its integers, their sizes, and raised to be unsigned.
   std::vector<int8_t> query_;
-  std::vector<uint8_t> shifted_;
+  std::vector<uint8_t> sizes_, raised_;
   std::vector<int32_t> near_, dots_;
-  std::vector<float> distances_;
 };
 
 }  // namespace longtake

@@ -1,6 +1,7 @@
 #include "kv/page.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 
@@ -21,6 +22,19 @@ KvPage page_at(std::byte* data, DType dtype, int64_t head_dim) {
   const size_t half = half_bytes(dtype, head_dim);
   auto* bias = reinterpret_cast<float*>(data + 2 * half);
   return {data, data + half, bias, reinterpret_cast<Bucket*>(bias + kPageTokens), 0, true};
+}
+
+// Of a word of two bf16.
+float low_half(uint32_t word) {
+  return std::bit_cast<float>(word << 16);
+}
+
+float high_half(uint32_t word) {
+  return std::bit_cast<float>(word & 0xffff0000U);
+}
+
+uint32_t bits_of(float value) {
+  return bf16(value).bits;
 }
 
 // Keys [D / kPair][64][kPair] and values [64 / kPair][D][kPair]: kPair = 2 for bf16, 1 for f32.
@@ -91,30 +105,47 @@ void append_tokens(KvPage& page, View k, View v, int64_t head, int64_t begin, in
 
 void read_token(const KvPage& page, DType dtype, int64_t head_dim, int64_t slot, float* key,
                 float* value) {
-  for_float_type(dtype, [&]<typename T>() {
-    constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
-    const T* keys = reinterpret_cast<const T*>(page.keys) + slot * kPair;
-    const T* values =
-        reinterpret_cast<const T*>(page.values) + slot / kPair * kPair * head_dim + slot % kPair;
-    for (int64_t d = 0; d < head_dim; ++d) {
-      key[d] = static_cast<float>(keys[d / kPair * kPair * kPageTokens + d % kPair]);
-      value[d] = static_cast<float>(values[d * kPair]);
-    }
-  });
+  if (dtype == DType::kF32) {
+    const auto* keys = reinterpret_cast<const float*>(page.keys) + slot;
+    for (int64_t d = 0; d < head_dim; ++d) key[d] = keys[d * kPageTokens];
+    std::copy_n(reinterpret_cast<const float*>(page.values) + slot * head_dim, head_dim, value);
+    return;
+  }
+  LONGTAKE_CHECK(dtype == DType::kBF16, "found ", name_of(dtype));
+  // Two numbers are one word: of a key two channels, of a value those of two tokens.
+  const auto* keys = reinterpret_cast<const uint32_t*>(page.keys) + slot;
+  for (int64_t d = 0; d + 1 < head_dim; d += 2, keys += kPageTokens) {
+    key[d] = low_half(*keys);
+    key[d + 1] = high_half(*keys);
+  }
+  const auto* values = reinterpret_cast<const uint32_t*>(page.values) + slot / 2 * head_dim;
+  if (slot % 2 == 0)
+    std::transform(values, values + head_dim, value, low_half);
+  else
+    std::transform(values, values + head_dim, value, high_half);
 }
 
 void write_token(KvPage& page, DType dtype, int64_t head_dim, int64_t slot, const float* key,
                  const float* value, float bias, Bucket bucket) {
   LONGTAKE_CHECK(slot <= page.num_keys && slot < kPageTokens, slot, " of ", page.num_keys);
-  for_float_type(dtype, [&]<typename T>() {
-    constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;
-    T* keys = reinterpret_cast<T*>(page.keys) + slot * kPair;
-    T* values = reinterpret_cast<T*>(page.values) + slot / kPair * kPair * head_dim + slot % kPair;
-    for (int64_t d = 0; d < head_dim; ++d) {
-      keys[d / kPair * kPair * kPageTokens + d % kPair] = static_cast<T>(key[d]);
-      values[d * kPair] = static_cast<T>(value[d]);
+  if (dtype == DType::kF32) {
+    auto* keys = reinterpret_cast<float*>(page.keys) + slot;
+    for (int64_t d = 0; d < head_dim; ++d) keys[d * kPageTokens] = key[d];
+    std::copy_n(value, head_dim, reinterpret_cast<float*>(page.values) + slot * head_dim);
+  } else {
+    LONGTAKE_CHECK(dtype == DType::kBF16, "found ", name_of(dtype));
+    auto* keys = reinterpret_cast<uint32_t*>(page.keys) + slot;
+    for (int64_t d = 0; d + 1 < head_dim; d += 2, keys += kPageTokens)
+      *keys = bits_of(key[d]) | bits_of(key[d + 1]) << 16;
+    auto* values = reinterpret_cast<uint32_t*>(page.values) + slot / 2 * head_dim;
+    if (slot % 2 == 0) {
+      for (int64_t d = 0; d < head_dim; ++d)
+        values[d] = (values[d] & 0xffff0000U) | bits_of(value[d]);
+    } else {
+      for (int64_t d = 0; d < head_dim; ++d)
+        values[d] = (values[d] & 0xffffU) | bits_of(value[d]) << 16;
     }
-  });
+  }
   page.bias[slot] = bias;
   page.buckets[slot] = bucket;
   ++page.version;

@@ -403,12 +403,6 @@ class TempCache final : public HostCache {
     // mapping all groups again costs nothing over time.
     const bool refresh = (num_retired_ & (num_retired_ + 1)) == 0;
     const int64_t first_page = num_sink_ * pages_per_frame_;
-    // Room for the case that nothing merges; pages are taken here since the store has one owner.
-    for (size_t i = 0; i < heads_.size(); ++i) {
-      const int64_t now = pages_for(heads_[i].size());
-      for (int64_t n = now; n < pages_for(heads_[i].size() + tokens); ++n)
-        pages_[i].insert(pages_[i].begin() + first_page + n, store_.take());
-    }
     const Workspace::Scope scope(ctx.workspace());
     const View scratch =
         ctx.workspace().take(DType::kF32, {options_.num_heads, 5, tokens, options_.head_dim});
@@ -419,7 +413,8 @@ class TempCache final : public HostCache {
       parallel_for_ragged(ctx, costs_, [&](int64_t i) {
         const auto at = static_cast<size_t>(i);
         KvPage* groups = pages_[at].data() + first_page;
-        const KvPage* oldest = groups + pages_for(heads_[at].size() + tokens);
+        const KvPage* oldest = pages_[at].data() + pages_[at].size() -
+                               static_cast<int64_t>(exact_.size()) * pages_per_frame_;
         work(at, oldest, groups, scratch.data<float>() + i * 5 * tokens * options_.head_dim);
       });
     };
@@ -427,6 +422,14 @@ class TempCache final : public HostCache {
       join(heads_[i], frame, now, refresh, oldest, groups, rows);
     });
     choose_leaving();
+    // Room for the keys that are new; pages are taken here since the store has one owner.
+    for (size_t i = 0; i < heads_.size(); ++i) {
+      const int64_t held = pages_for(heads_[i].size());
+      const int64_t wanted = pages_for(heads_[i].size() + heads_[i].num_new() -
+                                       static_cast<int64_t>(leaving_[i].size()));
+      for (int64_t n = held; n < wanted; ++n)
+        pages_[i].insert(pages_[i].begin() + first_page + n, store_.take());
+    }
     each_head([&](size_t i, const KvPage* oldest, KvPage* groups, float* rows) {
       for (const int64_t group : leaving_[i]) forget(heads_[i], group, groups);
       add_new(heads_[i], frame, oldest, groups, rows);

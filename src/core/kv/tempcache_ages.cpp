@@ -5,8 +5,6 @@
 #include <cmath>
 #include <numbers>
 
-#include "ann/project.h"
-
 namespace longtake {
 
 KeyAges::KeyAges(int64_t head_dim, int64_t pairs, double theta)
@@ -32,42 +30,13 @@ int64_t KeyAges::age(int64_t now, int64_t frame) const {
 
 void KeyAges::biases(const KeyGroups& groups, const float* query, int64_t now, float* biases,
                      std::vector<float>& scratch) const {
-  // A group's logits, one a sighting and less the shown key's, side by side; then all at once.
   const int64_t width = 2 * pairs_;
-  scratch.resize(2 * static_cast<size_t>(width) +
-                 static_cast<size_t>(groups.size()) * kMostSightings);
-  float* const split = scratch.data();  // the query's pairs as turn_terms reads them
-  float* const terms = split + width;
-  float* const logits = terms + width;
+  const auto row = static_cast<int64_t>(kMostSightings);
+  scratch.resize(static_cast<size_t>(width + 2 * row * groups.size()));
+  float* const split = scratch.data();  // even channels, then odd ones
   const auto scale = 1.0F / std::sqrt(static_cast<float>(head_dim_));
   for (int64_t i = 0; i < width; ++i) split[i % 2 * pairs_ + i / 2] = scale * query[i];
-  int64_t used = 0;
-  for (int64_t group = 0; group < groups.size(); ++group) {
-    if (groups.count(group) == 1) continue;
-    turn_terms(split, groups.key(group), pairs_, terms);
-    std::array<int32_t, kMostSightings + 1> ages{};
-    size_t count = 0;
-    for (const Sighting& seen : groups.sightings(group))
-      ages[count++] = static_cast<int32_t>(age(now, seen.middle()));
-    ages[count] = static_cast<int32_t>(age(now, groups.newest(group)));
-    std::array<float, kMostSightings + 1> found{};
-    dots_at(phases_.data(), ages.data(), static_cast<int64_t>(count) + 1, width, terms,
-            found.data());
-    // Far below the largest f32, and far more than a weight that still means something.
-    constexpr float kMostNats = 80;
-    for (size_t i = 0; i < count; ++i)
-      logits[used++] = std::min(found[i] - found[count], kMostNats);
-  }
-  exp_all(logits, used);
-  used = 0;
-  for (int64_t group = 0; group < groups.size(); ++group) {
-    biases[group] = 1;
-    if (groups.count(group) == 1) continue;
-    biases[group] = 0;
-    for (const Sighting& seen : groups.sightings(group))
-      biases[group] += static_cast<float>(seen.count) * logits[used++];
-  }
-  log_all(biases, groups.size());
+  age_biases({phases_.data(), pairs_, num_ages_}, groups, split, now, split + width, biases);
 }
 
 KeyAges::Range KeyAges::log_mass(const KeyGroups& groups, int64_t group, const float* query,

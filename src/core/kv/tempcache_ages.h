@@ -9,6 +9,19 @@
 
 namespace longtake {
 
+// Of every age and pair the cosine and the sine of the turn: phases [num_ages, 2 pairs], cosines
+// first. Greater ages count as the greatest.
+struct AgeTable {
+  const float* phases;
+  int64_t pairs;
+  int64_t num_ages;
+};
+
+// KeyAges::biases, of a query over sqrt(D) whose pairs are split, [2, pairs]. rows: scratch
+// [2, groups, kMostSightings].
+void age_biases(const AgeTable& table, const KeyGroups& groups, const float* query, int64_t now,
+                float* rows, float* biases);
+
 // Pairs i < pairs of a head turn by frame * theta^(-i / pairs).
 class KeyAges {
  public:
@@ -41,7 +54,7 @@ class KeyAges {
   int64_t head_dim_;
   int64_t pairs_;
   std::vector<double> speeds_;  // [pairs], radians a frame
-  std::vector<float> phases_;   // [ages, 2 pairs]: cosines, then sines
+  std::vector<float> phases_;   // of AgeTable
   int64_t num_ages_ = 0;
 };
 

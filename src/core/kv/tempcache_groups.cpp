@@ -103,22 +103,22 @@ void KeyGroups::merge(int64_t group, const float* key, const float* value, int64
   LONGTAKE_CHECK(group >= 0 && group < size() && count > 0, group, ", ", count);
   const auto at = static_cast<size_t>(group);
   float* own_key = keys_.data() + group * head_dim_;
-  float* own_value = values_.data() + group * head_dim_;
   const auto share =
       static_cast<float>(static_cast<double>(count) / static_cast<double>(counts_[at] + count));
-  const float distance = std::sqrt(square_distance(key, own_key, head_dim_));
   const bool newer = newest >= newest_[at];
   const float way = key_ == GroupKey::kMean ? share : newer ? 1.0F : 0.0F;
+  const float distance = std::sqrt(approach(own_key, key, way, head_dim_));
   radii_[at] = std::max(radii_[at] + way * distance, radius + (1 - way) * distance);
   see(seen_[at], newest, count);
-  for (int64_t d = 0; d < head_dim_; ++d) own_value[d] += share * (value[d] - own_value[d]);
-  if (key_ == GroupKey::kMean) {
-    for (int64_t d = 0; d < head_dim_; ++d) own_key[d] += share * (key[d] - own_key[d]);
-  } else if (newer) {
-    std::copy_n(key, head_dim_, own_key);
-  }
+  approach(values_.data() + group * head_dim_, value, share, head_dim_);
   counts_[at] += count;
   newest_[at] = std::max(newest_[at], newest);
+}
+
+void KeyGroups::prefetch(int32_t group) const {
+  prefetch_rows(keys_.data(), &group, 1, head_dim_);
+  prefetch_rows(values_.data(), &group, 1, head_dim_);
+  if (group >= 0) __builtin_prefetch(&seen_[static_cast<size_t>(group)]);
 }
 
 void KeyGroups::remove(int64_t group) {

@@ -57,6 +57,9 @@ class KeyGroups {
   void merge(int64_t group, const float* key, const float* value, int64_t count, int64_t newest,
              float radius = 0);
 
+  // merge() will come for this group soon; -1: for none.
+  void prefetch(int32_t group) const;
+
   // Removes a group; the last one takes its number.
   void remove(int64_t group);
   void clear();

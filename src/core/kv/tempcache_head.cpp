@@ -1,8 +1,6 @@
 #include "kv/tempcache_head.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cmath>
 #include <istream>
 #include <limits>
@@ -15,23 +13,9 @@ namespace longtake {
 namespace {
 
 constexpr int64_t kCandidates = 8;  // of a key, checked exactly: one alone misses many partners
+constexpr float kRefused = std::numeric_limits<float>::infinity();  // no candidate, or not again
 
 }  // namespace
-
-struct HeadGroups::Match {
-  uint64_t rank;  // squared distance, then token: floats that are not negative sort as their bits
-  int32_t group;
-
-  Match(float square, int32_t token, int32_t to)
-      : rank(uint64_t{std::bit_cast<uint32_t>(square)} << 32 | static_cast<uint32_t>(token)),
-        group(to) {}
-
-  int32_t token() const { return static_cast<int32_t>(rank & 0xffffffffU); }
-
-  bool operator<(const Match& other) const {
-    return rank != other.rank ? rank < other.rank : group < other.group;
-  }
-};
 
 float most_square_of(const TempCacheOptions& options) {
   if (options.max_error > 0) return std::numeric_limits<float>::infinity();
@@ -71,14 +55,20 @@ void HeadGroups::join(const float* keys, const float* values, int64_t count, int
   moved_.clear();
   float* moved = scratch;
   for (int64_t t = 0; t < count; ++t) {
+    constexpr int64_t kAhead = 4;
+    if (t + kAhead < count) {
+      const int32_t* soon = joins_.data() + t + kAhead;
+      groups_.prefetch(*soon);
+      prefetch_rows(mapped_.data(), soon, 1, head_dim_);
+    }
     const int64_t group = joins_[static_cast<size_t>(t)];
     if (group < 0) continue;
     groups_.merge(group, keys + t * head_dim_, values + t * head_dim_, 1, frame);
     // The map is affine: what the key becomes, its image becomes.
-    const float share =
+    const float way =
         options_.key == GroupKey::kMean ? 1.0F / static_cast<float>(groups_.count(group)) : 1.0F;
     float* own = mapped_.data() + group * head_dim_;
-    for (int64_t d = 0; d < head_dim_; ++d) own[d] += share * (mapped[t * head_dim_ + d] - own[d]);
+    approach(own, mapped + t * head_dim_, way, head_dim_);
     moved_.push_back(static_cast<int32_t>(group));
     moved = std::copy_n(own, head_dim_, moved);
     if (tracing_)
@@ -88,32 +78,44 @@ void HeadGroups::join(const float* keys, const float* values, int64_t count, int
   index_->set_all(moved_.data(), scratch, static_cast<int64_t>(moved_.size()));
 }
 
+// Of all pairs of a key and a candidate the nearest one joins, then the nearest that is left, and
+// so on. No sorting is needed for that: every key asks its nearest candidate, a group keeps the
+// nearest key that asked, and who is refused asks the next.
 void HeadGroups::match(const float* keys, const float* mapped, int64_t count, float longest_query) {
-  matches_.clear();
-  const int64_t asking = most_square_ > 0 ? count : 0;
-  candidates_.resize(static_cast<size_t>(asking * kCandidates));
-  index_->nearest_all(mapped, asking, kCandidates, most_square_, candidates_.data());
-  std::array<float, kCandidates> squares{};
-  for (int64_t t = 0; t < asking; ++t) {
-    const int32_t* groups = candidates_.data() + t * kCandidates;
-    const int64_t found = std::find(groups, groups + kCandidates, -1) - groups;
-    square_distances_at(mapped_.data(), groups, found, head_dim_, mapped + t * head_dim_,
-                        squares.data());
-    for (int64_t i = 0; i < found; ++i) {
-      const float square = squares[static_cast<size_t>(i)];
-      if (square < most_square_ && may_join(keys + t * head_dim_, groups[i], longest_query))
-        matches_.emplace_back(square, static_cast<int32_t>(t), groups[i]);
-    }
-  }
-  std::sort(matches_.begin(), matches_.end());
   joins_.assign(static_cast<size_t>(count), -1);
-  taken_.assign(static_cast<size_t>(size()), 0);
-  for (const Match& m : matches_) {
-    char& taken = taken_[static_cast<size_t>(m.group)];
-    int32_t& join = joins_[static_cast<size_t>(m.token())];
-    if (join >= 0 || taken != 0) continue;
-    join = m.group;
-    taken = 1;
+  if (most_square_ == 0 || size() == 0) return;
+  candidates_.resize(static_cast<size_t>(count * kCandidates));
+  squares_.resize(candidates_.size());
+  index_->nearest_all(mapped, count, kCandidates, most_square_, candidates_.data());
+  for (int64_t t = 0; t < count; ++t) {
+    const int32_t* groups = candidates_.data() + t * kCandidates;
+    if (t + 1 < count) prefetch_rows(mapped_.data(), groups + kCandidates, kCandidates, head_dim_);
+    const int64_t found = std::find(groups, groups + kCandidates, -1) - groups;
+    float* squares = squares_.data() + t * kCandidates;
+    square_distances_at(mapped_.data(), groups, found, head_dim_, mapped + t * head_dim_, squares);
+    std::fill(squares + found, squares + kCandidates, kRefused);
+  }
+  owners_.assign(static_cast<size_t>(size()), {kRefused, -1});
+  for (int64_t t = 0; t < count; ++t) {
+    for (auto asking = static_cast<int32_t>(t); asking >= 0;) {
+      float* squares = squares_.data() + asking * kCandidates;
+      const int32_t* groups = candidates_.data() + asking * kCandidates;
+      int64_t best = 0;
+      for (int64_t i = 1; i < kCandidates; ++i) {
+        if (squares[i] < squares[best] || (squares[i] == squares[best] && groups[i] < groups[best]))
+          best = i;
+      }
+      const Owner own{squares[best], asking};
+      if (!(own.square < most_square_)) break;
+      squares[best] = kRefused;
+      const int32_t group = groups[best];
+      Owner& owner = owners_[static_cast<size_t>(group)];
+      if (!(own < owner) || !may_join(keys + asking * head_dim_, group, longest_query)) continue;
+      joins_[static_cast<size_t>(asking)] = group;
+      asking = owner.token;
+      if (asking >= 0) joins_[static_cast<size_t>(asking)] = -1;
+      owner = own;
+    }
   }
 }
 

@@ -70,8 +70,15 @@ class HeadGroups {
   bool read(std::istream& in, int64_t most);
 
  private:
-  // A key of the frame and a group that it could join.
-  struct Match;
+  // The key of the frame that a group has taken so far, and its distance; -1: none.
+  struct Owner {
+    float square;
+    int32_t token;
+
+    bool operator<(const Owner& other) const {
+      return square != other.square ? square < other.square : token < other.token;
+    }
+  };
 
   void match(const float* keys, const float* mapped, int64_t count, float longest_query);
   bool may_join(const float* key, int64_t group, float longest_query) const;
@@ -88,9 +95,10 @@ class HeadGroups {
   bool tracing_ = false;
   std::vector<std::vector<int32_t>> members_;  // of every group, while they are traced
   // Of the frame in work.
-  std::vector<Match> matches_;
-  std::vector<int32_t> candidates_, joins_, moved_;
-  std::vector<char> taken_;
+  std::vector<int32_t> candidates_;  // [tokens, most of them]
+  std::vector<float> squares_;       // their distances
+  std::vector<Owner> owners_;        // [groups]
+  std::vector<int32_t> joins_, moved_;
   int64_t num_new_ = 0;
 };
 
