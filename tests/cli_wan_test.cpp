@@ -1,55 +1,17 @@
 // The binary with a model of the Wan family: a tiny one with random weights, written once.
-#include <nlohmann/json.hpp>
 #include <utility>
 
-#include "cli_support.h"
-#include "device/context.h"
-#include "models/wan/random_model.h"
+#include "cli_model_support.h"
 
 namespace longtake {
 namespace {
 
 using namespace testing_support;
 
-class CliWan : public CliTest {
+class CliWan : public CliModelTest {
  protected:
-  static void SetUpTestSuite() {
-    folder_ = new ScratchFolder;
-    Context ctx({}, 1);
-    wan::write_random_model(ctx, model(), {.size = "tiny", .dtype = DType::kF32});
-  }
-
-  static void TearDownTestSuite() { delete folder_; }
-
-  static std::string model() { return *folder_ / "model"; }
-
-  // generate in the scratch folder, 48 x 32 pixels.
-  Args generate(const Args& extra, const std::string& out = "v.mp4") const {
-    Args args = {"generate", "--model", model(), "--size", "48x32",       "--threads",
-                 "1",        "--dtype", "f32",   "--out",  scratch_ / out};
-    args.insert(args.end(), extra.begin(), extra.end());
-    return args;
-  }
-
-  // What the run wrote as PNG `index` of the folder `out`.
-  std::string picture(const std::string& out, int index) const {
-    char name[32];
-    std::snprintf(name, sizeof name, "/frame_%06d.png", index);
-    return read_text((scratch_ / out) + name);
-  }
-
-  void play(const Args& extra, const std::string& out) const {
-    const Result result = run(generate(extra, out));
-    EXPECT_EQ(result.code, 0) << result.err;
-  }
-
-  nlohmann::json stats() const { return nlohmann::json::parse(read_text(scratch_ / "s.json")); }
-
- private:
-  static ScratchFolder* folder_;
+  static void SetUpTestSuite() { write_model("tiny"); }
 };
-
-ScratchFolder* CliWan::folder_ = nullptr;
 
 TEST_F(CliWan, MakesAVideoAndItsStatistics) {
   const Result result =

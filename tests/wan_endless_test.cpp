@@ -18,6 +18,7 @@
 #include "io/safetensors.h"
 #include "models/wan/transformer.h"
 #include "pipeline/stats.h"
+#include "pipeline/wan_actions.h"
 #include "pipeline/wan_rollout.h"
 #include "runtime_support.h"
 
@@ -32,10 +33,13 @@ constexpr int64_t kNumChunks = 10'000;
 
 class WanEndless : public testing::Test {
  protected:
-  WanEndless() {
+  WanEndless() { use(kConfig); }
+
+  // Random weights of these sizes, and a prompt or a picture.
+  void use(const wan::TransformerConfig& config) {
     const Checkpoint none;
     WeightTable list(none, nullptr);
-    const wan::Transformer shapes(kConfig, DType::kF32, DType::kF32, list);
+    const wan::Transformer shapes(config, DType::kF32, DType::kF32, list);
     std::vector<TensorSpec> specs;
     for (const auto& [name, shape] : list.wanted()) specs.push_back({name, DType::kF32, shape});
     Tensor tensor;
@@ -51,16 +55,16 @@ class WanEndless : public testing::Test {
     });
     const Checkpoint file(scratch_ / "weights");
     WeightTable table(file, &ctx_);
-    transformer_.emplace(kConfig, DType::kF32, DType::kF32, table);
+    transformer_.emplace(config, DType::kF32, DType::kF32, table);
     table.finish();
-    text_ = Tensor::zeros(Device{}, DType::kF32, {4, kConfig.text_dim});
+    text_ = Tensor::zeros(Device{}, DType::kF32, {4, config.text_dim});
     fill_normal(8, 0, 0, text_.data<float>(), text_.numel());
   }
 
   WanOptions sized(WanOptions options, const std::string& preset = "",
                    const MethodSettings& settings = {}) {
     options.height = options.width = kSide;
-    options.method = choose_method(ctx_, options, kConfig, preset, settings);
+    options.method = choose_method(ctx_, options, transformer_->config(), preset, settings);
     return options;
   }
 
@@ -87,6 +91,7 @@ class WanEndless : public testing::Test {
     std::deque<Tensor> newest;
     size_t early_bytes = 0, early_peak = 0;
     for (int64_t n = 0; n < kNumChunks; ++n) {
+      if (windows_) windows_->fill(ctx_, rollout.num_frames(), *rollout.controls());
       rollout.next_chunk(ctx_, noise, latents);
       for (int64_t f = 0; f < 3; ++f) {
         Tensor frame = frames(1);
@@ -154,6 +159,7 @@ class WanEndless : public testing::Test {
   Context ctx_{{}, 1};
   std::optional<wan::Transformer> transformer_;
   Tensor text_;
+  std::optional<ActionWindows> windows_;  // of a model with actions
 };
 
 TEST_F(WanEndless, SelfForcing) {
@@ -177,6 +183,18 @@ TEST_F(WanEndless, TempCacheKeepsItsBudget) {
     const auto& cache = *rollout->layers()[0].memory.cache;
     EXPECT_LE(cache.entries(), static_cast<int64_t>(options.method->budget.amount));
     EXPECT_GT(cache.merge_counts().merged + cache.merge_counts().evicted, 0);
+  }
+}
+
+// Two layers: the last one has no action module.
+TEST_F(WanEndless, MatrixGame) {
+  use({32, 64, 1, 2, 36, 16, 32, 16, /*reads_image=*/true, {1, 1, 4, 4, /*has_mouse=*/true}});
+  for (const char* preset : {"", "tempcache-lsh"}) {
+    const auto rollout = make(sized(options_of_family("matrix-game-2"), preset));
+    windows_.emplace(ctx_, transformer_->config(),
+                     parse_actions(gentle_actions(ActionKind::kWalk), ActionKind::kWalk),
+                     *rollout->controls());
+    play(*rollout, 3);
   }
 }
 

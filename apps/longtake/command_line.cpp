@@ -80,12 +80,14 @@ void add_generate(CLI::App& app, GenerateFlags& flags) {
       "--actions", flags.actions,
       "where to go: w a s d (north, west, south, east), two for a diagonal, capitals fast, . to "
       "stay,"
-      " *N to repeat: \"w*20 WD*40 .*5\" (default: a gentle tour; a short list starts again)");
+      " *N to repeat: \"w*20 WD*40 .*5\" (default: a gentle tour; a short list starts again). "
+      "Matrix-Game 2: w a s d to walk, i j k l to look, together as in wl");
   app.add_option("--actions-file", flags.actions_file, "read the actions from a file")
       ->excludes(actions);
   app.add_option(
       "--init", flags.init,
-      "video or picture to start from; in a world model its frames follow the first actions");
+      "video or picture to start from; in the embedded model its frames follow the first actions, "
+      "Matrix-Game 2 takes one picture and must have it");
   auto* frames =
       app.add_option("--frames", flags.frames, "frames to make (default: as many as the actions)")
           ->check(integer_in(1, kMostFrames));
@@ -93,7 +95,8 @@ void add_generate(CLI::App& app, GenerateFlags& flags) {
       ->excludes(frames)
       ->check(number_in<double>(0.01, kMostSeconds, "a number"));
   app.add_option("--size", flags.size,
-                 "WxH, multiples of 16 (default: 832x480); a world model has one size");
+                 "WxH, multiples of 16 (default: 832x480, Matrix-Game 2 640x352); the embedded "
+                 "model has one size");
   app.add_option("--seed", flags.seed, "noise seed (default 0)")
       ->check(number_in<uint64_t>(0, std::numeric_limits<uint64_t>::max(), "an integer"));
   app.add_option("--out", flags.out, "FILE.mp4, or a folder of PNG frames; must be given");
@@ -103,7 +106,8 @@ void add_generate(CLI::App& app, GenerateFlags& flags) {
                  "transformer");
   app.add_option("--rollout", flags.rollout,
                  "Wan: self-forcing | causal-forcing | causal-forcing-framewise | longlive | "
-                 "longlive-infinite | rolling-forcing (default: by the transformer's file)");
+                 "longlive-infinite | rolling-forcing | matrix-game-2 | matrix-game-2-drive | "
+                 "matrix-game-2-run (default: by the transformer's file)");
   app.add_option("--decoder", flags.decoder, "Wan: vae | taehv (default: vae if it is there)")
       ->check(one_of({"vae", "taehv"}, {}));
   app.add_option("--save-prompt", flags.save_prompt, "Wan: file to save the encoded prompt in");

@@ -17,6 +17,7 @@
 #include "models/wan/transformer.h"
 #include "models/world/model.h"
 #include "pipeline/session.h"
+#include "pipeline/wan_actions.h"
 #include "progress.h"
 #include "setup.h"
 
@@ -127,15 +128,20 @@ void print_model(const std::string& folder) {
 // What a file is to a Wan model, and what it lacks of it.
 void print_wan(const Checkpoint& file, wan::Part part) {
   fmt::print("{}\n", wan::name_of(part));
-  if (part == wan::Part::kTransformer) {
+  if (part == wan::Part::kTransformer || part == wan::Part::kGame) {
     std::string groups;
     for (const std::string& group : file.groups())
       groups += (groups.empty() ? "" : ", ") + (group.empty() ? "the file itself" : group);
     fmt::print("  weights under: {}\n", printable(groups));
     const wan::TransformerConfig c = wan::transformer_config(wan::open_generator(file.path()));
-    fmt::print("  dim {}, {} layers, {} heads x {}, ffn {}, {} -> {} channels, text {}\n", c.dim,
+    fmt::print("  dim {}, {} layers, {} heads x {}, ffn {}, {} -> {} channels, {} {}\n", c.dim,
                c.num_layers, c.num_heads, c.head_dim(), c.ffn_dim, c.in_channels, c.out_channels,
-               c.text_dim);
+               c.reads_image ? "image" : "text", c.text_dim);
+    if (part == wan::Part::kGame)
+      fmt::print("  actions: {} keys{}, {} heads x {} in the first {} layers, played as {}\n",
+                 c.actions.keyboard_keys, c.actions.has_mouse ? " and the mouse" : "",
+                 c.actions.num_heads, wan::kActionHeadDim, c.actions.num_layers,
+                 family_of(action_kind(c.actions)));
   }
   if (part != wan::Part::kLora) print_problems(wan::check_part(file, part));
 }
@@ -143,10 +149,12 @@ void print_wan(const Checkpoint& file, wan::Part part) {
 // A folder with a Wan model: its parts, and which are not there.
 void print_wan_folder(const std::string& folder) {
   const wan::ModelFiles files = wan::find_model_files(folder);
-  fmt::print("{}: a Wan 2.1 model\n", folder);
-  for (const auto& [what, path] :
-       {std::pair("transformer", files.transformer), std::pair("text encoder", files.text_encoder),
-        std::pair("VAE", files.vae), std::pair("TAEHV", files.taehv)}) {
+  const bool is_game = files.family.starts_with("matrix-game-2");
+  fmt::print("{}: a {} model\n", folder, is_game ? "Matrix-Game 2" : "Wan 2.1");
+  for (const auto& [what, path] : {std::pair("transformer", files.transformer),
+                                   is_game ? std::pair("image encoder", files.image_encoder)
+                                           : std::pair("text encoder", files.text_encoder),
+                                   std::pair("VAE", files.vae), std::pair("TAEHV", files.taehv)}) {
     if (path.empty()) {
       fmt::print("{}: missing\n", what);
       continue;
@@ -155,7 +163,8 @@ void print_wan_folder(const std::string& folder) {
     fmt::print("{}: {}, {}, ", path, file.format(), wan::name_of(wan::part_of(file)));
     print_problems(wan::check_part(file, wan::part_of(file)));
   }
-  fmt::print("tokenizer: {}\n", files.tokenizer.empty() ? "missing" : files.tokenizer);
+  if (!is_game)
+    fmt::print("tokenizer: {}\n", files.tokenizer.empty() ? "missing" : files.tokenizer);
 }
 
 }  // namespace

@@ -128,15 +128,17 @@ std::vector<PromptSwitch> parse_prompt_switches(const std::vector<std::string>& 
 void choose_size(const std::string& flag, WanOptions& options) {
   constexpr int64_t kDefaultWidth = 832, kDefaultHeight = 480;
   constexpr int64_t kPixelStep = wan::kLatentPixels * wan::kPatch;
-  int64_t width = kDefaultWidth, height = kDefaultHeight;
+  int64_t width = options.width > 0 ? options.width * wan::kLatentPixels : kDefaultWidth;
+  int64_t height = options.height > 0 ? options.height * wan::kLatentPixels : kDefaultHeight;
+  const std::string usual = str(width, 'x', height);
   if (!flag.empty()) {
     char end = 0;
     const bool is_size = std::sscanf(flag.c_str(), "%5ldx%5ld%c", &width, &height, &end) == 2;
     if (!is_size || width < kPixelStep || height < kPixelStep || width > kMaxFrameSide ||
         height > kMaxFrameSide || width % kPixelStep != 0 || height % kPixelStep != 0)
-      throw Error(ErrorKind::kUsage, str("--size: expected WxH in multiples of ", kPixelStep,
-                                         " up to ", kMaxFrameSide, ", such as ", kDefaultWidth, "x",
-                                         kDefaultHeight, ", found \"", printable(flag), '"'));
+      throw Error(ErrorKind::kUsage,
+                  str("--size: expected WxH in multiples of ", kPixelStep, " up to ", kMaxFrameSide,
+                      ", such as ", usual, ", found \"", printable(flag), '"'));
   }
   options.width = width / wan::kLatentPixels;
   options.height = height / wan::kLatentPixels;

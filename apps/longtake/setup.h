@@ -53,8 +53,8 @@ struct PromptSwitch {
 std::vector<PromptSwitch> parse_prompt_switches(const std::vector<std::string>& flags,
                                                 int64_t num_frames);
 
-// "WxH" in pixels, or "" for the size that models of the Wan family were trained at -> the sides of
-// a latent frame. Throws Error (kUsage).
+// "WxH" in pixels -> the sides of a latent frame; "": those that the options have already, else
+// what most models of the Wan family were trained at. Throws Error (kUsage).
 void choose_size(const std::string& flag, WanOptions& options);
 
 // What `make` returns; errors about an option of a method name its flag, where they do not yet.

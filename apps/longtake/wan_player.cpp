@@ -1,4 +1,4 @@
-// Models of the Wan family: Self-Forcing, Rolling-Forcing, LongLive, Causal-Forcing.
+// Models of the Wan family: Self-Forcing, Rolling-Forcing, LongLive, Causal-Forcing, Matrix-Game 2.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -23,6 +23,7 @@
 #include "progress.h"
 #include "setup.h"
 #include "signals.h"
+#include "wan_game.h"
 
 namespace longtake::cli {
 namespace {
@@ -33,13 +34,31 @@ constexpr int64_t kDefaultFrames = 81;  // 21 latents, as long as the official v
   throw Error(ErrorKind::kUsage, message);
 }
 
-void expect_no_world_flags(const GenerateFlags& flags) {
-  for (const auto& [flag, value] :
-       {std::pair("--actions", &flags.actions), std::pair("--actions-file", &flags.actions_file),
-        std::pair("--save-state", &flags.save_state), std::pair("--load-state", &flags.load_state),
-        std::pair("--calibration", &flags.calibration)}) {
-    if (!value->empty()) usage(str(flag, ": expected a world model, found one of the Wan family"));
+void expect_no_world_flags(const GenerateFlags& flags, bool has_actions) {
+  for (const auto& [flag, is_given] :
+       {std::pair("--actions", !has_actions && !flags.actions.empty()),
+        std::pair("--actions-file", !has_actions && !flags.actions_file.empty()),
+        std::pair("--save-state", !flags.save_state.empty()),
+        std::pair("--load-state", !flags.load_state.empty()),
+        std::pair("--calibration", !flags.calibration.empty())}) {
+    if (is_given) usage(str(flag, ": expected a world model, found one of the Wan family"));
   }
+}
+
+// How the transformer is played: what the flag says, else what the weights show, else the files'
+// names.
+std::string choose_family(const std::string& flag, const wan::ModelFiles& files,
+                          const wan::TransformerConfig& config) {
+  const bool has_actions = config.actions.num_layers > 0;
+  const std::string own = has_actions ? family_of(action_kind(config.actions)) : files.family;
+  const std::string& family = flag.empty() ? own : flag;
+  if (has_actions && family != own)
+    usage(str("--rollout: expected ", own, ", as the weights are, found ", printable(family)));
+  if (!has_actions && family.starts_with("matrix-game-2"))
+    throw Error(flag.empty() ? ErrorKind::kInput : ErrorKind::kUsage,
+                str(flag.empty() ? files.transformer : "--rollout: " + flag,
+                    ": expected a transformer with action modules, found one without"));
+  return family;
 }
 
 wan::DecoderKind choose_decoder(const std::string& flag, const wan::ModelFiles& files) {
@@ -53,10 +72,10 @@ wan::DecoderKind choose_decoder(const std::string& flag, const wan::ModelFiles& 
   return is_vae ? wan::DecoderKind::kVae : wan::DecoderKind::kTaehv;
 }
 
-int64_t choose_frames(const GenerateFlags& flags) {
-  if (flags.seconds)
-    return std::max<int64_t>(1, std::llround(*flags.seconds * wan::kFramesPerSecond));
-  return flags.frames.value_or(kDefaultFrames);
+// num_actions: that the flags give.
+int64_t choose_frames(const GenerateFlags& flags, double per_second, int64_t num_actions) {
+  if (flags.seconds) return std::max<int64_t>(1, std::llround(*flags.seconds * per_second));
+  return flags.frames.value_or(num_actions > 0 ? num_actions + 1 : kDefaultFrames);
 }
 
 // What it is made of, and which flag lowers the largest part.
@@ -90,24 +109,27 @@ class WanPlayer final : public Player {
         dtype_(choose_dtype(flags.dtype, choose_device(flags.device))),
         ctx_(std::make_unique<Context>(choose_device(flags.device),
                                        static_cast<int>(flags.threads))) {
-    expect_no_world_flags(flags);
-    const std::string family = flags.rollout.empty() ? files_.family : flags.rollout;
+    config_ = wan::read_config(files_);
+    const bool is_game = config_.actions.num_layers > 0;
+    expect_no_world_flags(flags, is_game);
+    const std::string family = choose_family(flags.rollout, files_, config_);
     WanOptions& rollout = options_.rollout;
     rollout = named_as_flag([&] { return options_of_family(family); });
     rollout.dtype = dtype_;
     choose_size(flags.size, rollout);
     decoder_kind_ = choose_decoder(flags.decoder, files_);
-    num_frames_ = choose_frames(flags);
+    if (is_game) game_.emplace(flags, files_, config_);
+    num_frames_ = choose_frames(flags, frames_per_second(), game_ ? game_->num_actions() : 0);
     switches_ = parse_prompt_switches(flags.prompt_at, num_frames_);
-    config_ = wan::read_config(files_);
-    choose_prompts();
+    if (!game_) choose_prompts();
     rollout.method = named_as_flag(
         [&] { return choose_method(*ctx_, rollout, config_, flags.preset, flags.method); });
     if (flags.seed) options_.seed = *flags.seed;
     if (!flags.init.empty()) open_frame_reader(flags.init);
-    // A given video has the frame that is a latent of its own.
-    const int64_t latents = flags.init.empty() ? wan::latents_of_frames(num_frames_)
-                                               : wan::latents_of_frames(num_frames_ + 1) - 1;
+    // A video that is continued has the frame that is a latent of its own.
+    const int64_t latents = flags.init.empty() || game_
+                                ? wan::latents_of_frames(num_frames_)
+                                : wan::latents_of_frames(num_frames_ + 1) - 1;
     options_.num_chunks = (latents + rollout.chunk_frames - 1) / rollout.chunk_frames;
     rollout.expected_frames = options_.num_chunks * rollout.chunk_frames;
     if (!flags.save_prompt.empty()) expect_writable("--save-prompt", flags.save_prompt);
@@ -117,7 +139,7 @@ class WanPlayer final : public Player {
   int64_t num_frames() const override { return num_frames_; }
 
   void load() override {
-    encode_prompts();
+    game_ ? encode_picture() : encode_prompts();
     transformer_ = wan::load_transformer(*ctx_, files_, dtype_, DType::kF32, &weight_bytes_);
     size_t decoder_bytes = 0;
     decoder_ = wan::open_decoder(*ctx_, decoder_file(), decoder_kind_, dtype_, &decoder_bytes);
@@ -125,7 +147,10 @@ class WanPlayer final : public Player {
     session_ =
         std::make_unique<WanSession>(*ctx_, *transformer_, *decoder_, prompt_.embeddings, options_);
     if (ctx_->device().kind == DeviceKind::kCpu) session_->observe(&watcher_);
-    if (!flags_.init.empty()) remember_init();
+    if (game_)
+      game_->begin(*ctx_, dtype_, *session_->controls());
+    else if (!flags_.init.empty())
+      remember_init();
   }
 
   RunStats describe() const override {
@@ -140,7 +165,7 @@ class WanPlayer final : public Player {
     stats.num_steps = session_->rollout().method().num_steps;
     stats.frame_width = options_.rollout.width * wan::kLatentPixels;
     stats.frame_height = options_.rollout.height * wan::kLatentPixels;
-    stats.fps = wan::kFramesPerSecond;
+    stats.fps = frames_per_second();
     stats.weight_bytes = weight_bytes_;
     return stats;
   }
@@ -152,6 +177,7 @@ class WanPlayer final : public Player {
            switches_[next_switch_].frame <= session_->num_frames())
       ++next_switch_;
     if (next_switch_ > before) session_->switch_prompt(later_prompts_[next_switch_ - 1]);
+    if (game_) game_->fill(*ctx_, session_->rollout().num_frames(), *session_->controls());
     session_->next_chunk([&](View frame) {
       if (stop_signal() != 0) throw Stopped();
       rgb(frame);
@@ -165,6 +191,10 @@ class WanPlayer final : public Player {
  private:
   Checkpoint decoder_file() const {
     return Checkpoint(decoder_kind_ == wan::DecoderKind::kVae ? files_.vae : files_.taehv);
+  }
+
+  double frames_per_second() const {
+    return game_ ? Game::kFramesPerSecond : wan::kFramesPerSecond;
   }
 
   bool needs_encoder() const { return flags_.load_prompt.empty() || !switches_.empty(); }
@@ -193,9 +223,15 @@ class WanPlayer final : public Player {
   // What does not fit is refused at the start rather than killed after an hour.
   void expect_memory() const {
     const Device device = ctx_->device();
-    const WanMemory play =
+    WanMemory play =
         memory_to_play(options_.rollout, config_, decoder_file(), decoder_kind_, device);
+    if (game_) add_picture_encoder(options_.rollout, Checkpoint(files_.vae), play);
     expect_memory(device, play.total(), memory_text(play, options_.rollout));
+    if (game_) {
+      const Checkpoint encoder(files_.image_encoder);
+      expect_memory({}, memory_to_encode_image(encoder, encoder_dtype()), "for the image encoder");
+      return;
+    }
     if (!needs_encoder()) return;
     const size_t encode = memory_to_encode(Checkpoint(files_.text_encoder), encoder_dtype());
     expect_memory({}, encode, "for the text encoder (--load-prompt needs none of it)");
@@ -210,9 +246,15 @@ class WanPlayer final : public Player {
                     ", found ", bytes_text(static_cast<double>(there)), " free"));
   }
 
-  // The text encoder, by far the largest part, runs on the CPU.
+  // The text encoder, by far the largest part, runs on the CPU, and so does the image encoder.
   DType encoder_dtype() const {
     return ctx_->device().kind == DeviceKind::kCpu ? dtype_ : choose_dtype("", Device{});
+  }
+
+  void encode_picture() {
+    game_->read_picture(options_.rollout.width * wan::kLatentPixels,
+                        options_.rollout.height * wan::kLatentPixels);
+    prompt_.embeddings = game_->encode_picture(encoder_dtype(), static_cast<int>(flags_.threads));
   }
 
   // The given picture or video becomes the past. The encoder goes when it is read.
@@ -269,6 +311,7 @@ class WanPlayer final : public Player {
   wan::TransformerConfig config_;
   wan::DecoderKind decoder_kind_ = wan::DecoderKind::kVae;
   WanSessionOptions options_;
+  std::optional<Game> game_;  // of a model with actions
   int64_t num_frames_ = 0;
   wan::SavedPrompt prompt_;
   std::vector<PromptSwitch> switches_;

@@ -8,8 +8,10 @@
 #include "build_config.h"
 #include "device/cuda_device.h"
 #include "kv/page.h"
+#include "models/wan/image_encoder.h"
 #include "models/wan/text_encoder.h"
 #include "models/wan/vae.h"
+#include "models/wan/vae_encoder.h"
 
 namespace longtake {
 namespace {
@@ -94,13 +96,26 @@ double cache_bytes(const WanOptions& options, const wan::TransformerConfig& conf
          heads * static_cast<double>(sizes.frame_tokens) * (kept * beside.group + beside.key);
 }
 
+// Of the action modules: keys and values of every place for the mouse, and of a frame for the
+// keyboard.
+double action_bytes(const WanOptions& options, const wan::TransformerConfig& config) {
+  const wan::ActionConfig& actions = config.actions;
+  const int64_t places = (actions.has_mouse ? model_sizes(options, config).frame_tokens : 0) + 1;
+  return 2 * static_cast<double>(actions.num_layers * options.context_frames * places *
+                                 actions.num_heads * wan::kActionHeadDim *
+                                 static_cast<int64_t>(size_of(options.dtype)));
+}
+
 // Temporaries of a pass over so many tokens.
 double pass_bytes(const wan::TransformerConfig& config, double tokens, DType compute) {
   const auto c = static_cast<double>(size_of(compute));
   constexpr double kF32 = sizeof(float);
   const double streams = static_cast<double>(config.dim) * (3 * kF32 + 6 * c);
   const double hidden = static_cast<double>(config.ffn_dim) * c;
-  return tokens * (streams + hidden);
+  // Of an action module: features, and what they become three times, in f32.
+  const double actions =
+      static_cast<double>(config.actions.num_heads * wan::kActionHeadDim) * 8 * kF32;
+  return tokens * (streams + std::max(hidden, actions));
 }
 
 }  // namespace
@@ -129,7 +144,7 @@ WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig
     out.stream = latents * kTaehvStream * c;
   }
   out.weights += packed_bytes(table, options.dtype);
-  out.cache = cache_bytes(options, config, device.kind);
+  out.cache = cache_bytes(options, config, device.kind) + action_bytes(options, config);
   const auto frame_tokens = static_cast<double>(model_sizes(options, config).frame_tokens);
   const int64_t frames = options.is_rolling
                              ? options.chunk_frames * static_cast<int64_t>(options.steps.size())
@@ -149,6 +164,26 @@ size_t memory_to_encode(const Checkpoint& text_encoder, DType compute) {
   const double words =
       static_cast<double>(config.vocab_size * config.dim * static_cast<int64_t>(size_of(compute)));
   return static_cast<size_t>(packed_bytes(table, compute) - words);  // the words stay in the file
+}
+
+size_t memory_to_encode_image(const Checkpoint& image_encoder, DType compute) {
+  const Checkpoint none;
+  WeightTable table(none, nullptr);
+  const wan::ImageEncoder encoder(wan::image_encoder_config(image_encoder), DType::kF32, table);
+  return static_cast<size_t>(packed_bytes(table, compute));
+}
+
+void add_picture_encoder(const WanOptions& options, const Checkpoint& vae, WanMemory& memory) {
+  const Checkpoint none;
+  WeightTable table(none, nullptr);
+  const int64_t dim = wan::vae_dim(vae);
+  const wan::VaeEncoder encoder(dim, DType::kF32, table);
+  const auto c = static_cast<double>(size_of(options.dtype));
+  const auto values = static_cast<double>(options.height * options.width * dim);
+  // As large as the decoder, which it resembles.
+  memory.weights += packed_bytes(table, options.dtype);
+  memory.stream += values * kVaeStream * c;
+  memory.work = std::max(memory.work, values * vae_work(c));
 }
 
 size_t free_memory_bytes(Device device) {

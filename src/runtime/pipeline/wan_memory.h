@@ -24,8 +24,14 @@ struct WanMemory {
 WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
                          const Checkpoint& decoder, wan::DecoderKind kind, Device device);
 
+// Adds what the encoder of a model's first picture needs while the video begins; vae: its file.
+void add_picture_encoder(const WanOptions& options, const Checkpoint& vae, WanMemory& memory);
+
 // Of the text encoder, which is gone before the transformer comes.
 size_t memory_to_encode(const Checkpoint& text_encoder, DType compute);
+
+// The same of the image encoder.
+size_t memory_to_encode_image(const Checkpoint& image_encoder, DType compute);
 
 // Memory that the system or the GPU could give this process now; what cannot be found out is no
 // limit.

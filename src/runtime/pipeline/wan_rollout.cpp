@@ -120,6 +120,8 @@ WanOptions matrix_game_options(int64_t context_frames) {
   WanOptions options;
   options.steps = {1000, 666, 333};
   options.context_frames = context_frames;
+  options.height = 44;
+  options.width = 80;
   return options;
 }
 
@@ -165,9 +167,10 @@ Method choose_method(Context& ctx, const WanOptions& options, const wan::Transfo
   });
   const std::string& memory = method.memory.memory;
   if (!has_budget && (memory == "tempcache" || memory == "flowcache"))
-    method.budget = {
-        static_cast<double>(own.window_frames * model_sizes(options, config).frame_tokens),
-        /*is_bytes=*/false};
+    // Twice a chunk at least, of which one is kept exactly.
+    method.budget = {static_cast<double>(std::max(own.window_frames, 2 * options.chunk_frames) *
+                                         model_sizes(options, config).frame_tokens),
+                     /*is_bytes=*/false};
   WanOptions with = options;
   with.method = method;
   try_method(ctx, resolved(with, config), config);

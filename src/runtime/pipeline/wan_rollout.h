@@ -44,11 +44,11 @@ struct WanOptions {
   DType dtype = DType::kF32;      // of the cache: the transformer's compute dtype
 };
 
-// Options of the released models, sizes apart.
+// Options of the released models, without a size.
 WanOptions self_forcing_options();
 WanOptions longlive_options(bool infinite);
 WanOptions rolling_forcing_options();
-// context_frames: 6, or 4 of the model that drives.
+// With the size that they were trained at. context_frames: 6, or 4 of the model that drives.
 WanOptions matrix_game_options(int64_t context_frames);
 
 // The same by name: self-forcing, causal-forcing, causal-forcing-framewise, longlive,
@@ -208,7 +208,7 @@ class ChunkRollout final : public WanRollout {
   void remember_chunk(Context& ctx, int64_t num_frames);
 
   Tensor chunk_, flow_, noise_;  // [chunk_frames, C, H, W]
-  Tensor recent_;        // of a model that recaches: [context_frames, C, H, W], used from the front
+  Tensor recent_;  // of a model that recaches: [context_frames, C, H, W], used from the front
   int64_t num_recent_ = 0;
 };
 

@@ -46,6 +46,9 @@ class WanSession {
 
   const WanRollout& rollout() const { return *rollout_; }
 
+  // WanRollout::controls().
+  wan::Controls* controls() { return rollout_->controls(); }
+
   const ChunkStats& last_chunk() const { return last_chunk_; }
 
   // Sees every pass from then on; nullptr: none.

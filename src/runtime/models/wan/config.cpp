@@ -64,6 +64,11 @@ TransformerConfig transformer_config(const Checkpoint& file, int64_t head_dim) {
                 str(file.path(), ": expected a Wan transformer of heads of ", head_dim,
                     " channels, found ", config.dim, " channels, ", config.out_channels,
                     " outputs, ", config.freq_dim, " frequencies"));
+  if (config.actions.num_layers == 0 && config.in_channels != config.out_channels)
+    throw Error(ErrorKind::kInput,
+                str(file.path(), ": expected a model of text or actions, found one that reads ",
+                    config.in_channels, " channels and makes ", config.out_channels,
+                    ", such as an image-to-video model"));
   return config;
 }
 

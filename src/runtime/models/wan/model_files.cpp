@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "models/wan/checkpoint.h"
+#include "models/wan/image_encoder.h"
 #include "models/wan/taehv.h"
 #include "models/wan/text_encoder.h"
 #include "models/wan/transformer.h"
@@ -37,12 +38,21 @@ constexpr KnownFile kTransformers[] = {
     {"chunkwise/causal_forcing.pt", "causal-forcing", "generator"},
     {"framewise/causal_forcing.pt", "causal-forcing-framewise", "generator_ema"},
     {"chunkwise/longvideo.pt", "rolling-forcing", "generator_ema"},
-    {"causal_forcing.pt", "causal-forcing", "generator"}};
+    {"causal_forcing.pt", "causal-forcing", "generator"},
+    {"base_distilled_model/base_distill.safetensors", "matrix-game-2", ""},
+    {"base_distill.safetensors", "matrix-game-2", ""},
+    {"gta_distilled_model/gta_keyboard2dim.safetensors", "matrix-game-2-drive", ""},
+    {"gta_keyboard2dim.safetensors", "matrix-game-2-drive", ""},
+    {"templerun_distilled_model/templerun_7dim_onlykey.safetensors", "matrix-game-2-run", ""},
+    {"templerun_7dim_onlykey.safetensors", "matrix-game-2-run", ""}};
 constexpr const char* kTextEncoders[] = {"models_t5_umt5-xxl-enc-bf16.safetensors",
                                          "models_t5_umt5-xxl-enc-bf16.pth"};
 constexpr const char* kTokenizers[] = {"google/umt5-xxl/spiece.model", "spiece.model"};
 constexpr const char* kVaes[] = {"Wan2.1_VAE.safetensors", "Wan2.1_VAE.pth"};
 constexpr const char* kTaehvs[] = {"taew2_1.safetensors", "taew2_1.pth"};
+constexpr const char* kImageEncoders[] = {
+    "models_clip_open-clip-xlm-roberta-large-vit-huge-14.safetensors",
+    "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"};
 constexpr const char* kLora = "lora.pt";
 constexpr const char* kBaseModel = "wan_models/Wan2.1-T2V-1.3B";
 
@@ -115,7 +125,10 @@ ModelFiles find_model_files(const std::string& path, const std::string& base) {
     }
     known = transformers[0];
     files.transformer = (fs::path(path) / known->name).string();
-    folders.emplace_back(path);
+    // What several transformers share lies above them.
+    const fs::path folder = fs::absolute(path).lexically_normal();
+    folders.push_back(path);
+    folders.push_back((folder.has_filename() ? folder : folder.parent_path()).parent_path());
   }
   for (size_t i = 0, count = folders.size(); i < count; ++i)
     folders.push_back(folders[i] / kBaseModel);
@@ -127,6 +140,7 @@ ModelFiles find_model_files(const std::string& path, const std::string& base) {
   files.tokenizer = first(folders, kTokenizers);
   files.vae = first(folders, kVaes);
   files.taehv = first(folders, kTaehvs);
+  files.image_encoder = first(folders, kImageEncoders);
   return files;
 }
 
@@ -136,10 +150,12 @@ Part part_of(const Checkpoint& file) {
                        [&](const auto& tensor) { return original_name(tensor.name) == name; });
   };
   const auto is_lora = [](const auto& tensor) { return tensor.name.ends_with(".lora_A.weight"); };
-  if (holds("patch_embedding.weight")) return Part::kTransformer;
+  if (holds("patch_embedding.weight"))
+    return holds("blocks.0.action_model.proj_keyboard.weight") ? Part::kGame : Part::kTransformer;
   if (std::any_of(file.tensors().begin(), file.tensors().end(), is_lora)) return Part::kLora;
   if (holds("token_embedding.weight") && holds("blocks.0.ffn.gate.0.weight"))
     return Part::kTextEncoder;
+  if (holds("visual.pos_embedding")) return Part::kImageEncoder;
   if (holds("decoder.head.0.gamma")) return Part::kVae;
   if (holds("decoder.22.weight")) return Part::kTaehv;
   return Part::kNone;
@@ -149,10 +165,14 @@ const char* name_of(Part part) {
   switch (part) {
     case Part::kTransformer:
       return "a Wan 2.1 transformer";
+    case Part::kGame:
+      return "a Matrix-Game 2 transformer";
     case Part::kLora:
       return "low-rank updates of a transformer";
     case Part::kTextEncoder:
       return "a umT5 text encoder";
+    case Part::kImageEncoder:
+      return "a CLIP image encoder";
     case Part::kVae:
       return "a Wan 2.1 VAE";
     case Part::kTaehv:
@@ -166,12 +186,16 @@ const char* name_of(Part part) {
 std::vector<std::string> check_part(const Checkpoint& file, Part part) {
   WeightTable table(file, nullptr);
   switch (part) {
-    case Part::kTransformer: {
+    case Part::kTransformer:
+    case Part::kGame: {
       const Checkpoint generator = open_generator(file.path());
       return check_weights(transformer_config(generator), generator);
     }
     case Part::kTextEncoder:
       TextEncoder::list_weights(text_encoder_config(file), table);
+      return table.problems();
+    case Part::kImageEncoder:
+      ImageEncoder(image_encoder_config(file), DType::kF32, table);
       return table.problems();
     case Part::kVae:
       VaeDecoder(vae_dim(file), DType::kF32, table);

@@ -13,13 +13,15 @@ struct ModelFiles {
   std::string
       transformer;   // diffusion_pytorch_model.safetensors(.index.json), or a *.pt of a maker
   std::string lora;  // models/lora.pt beside LongLive's transformer
-  std::string text_encoder;  // models_t5_umt5-xxl-enc-bf16.pth | .safetensors
-  std::string tokenizer;     // google/umt5-xxl/spiece.model
-  std::string vae;           // Wan2.1_VAE.pth | .safetensors
-  std::string taehv;         // taew2_1.pth | .safetensors
+  std::string text_encoder;   // models_t5_umt5-xxl-enc-bf16.pth | .safetensors
+  std::string tokenizer;      // google/umt5-xxl/spiece.model
+  std::string vae;            // Wan2.1_VAE.pth | .safetensors
+  std::string taehv;          // taew2_1.pth | .safetensors
+  std::string image_encoder;  // models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth
   // How the transformer is played, by its file's name: "self-forcing", "causal-forcing",
-  // "causal-forcing-framewise", "longlive" or "rolling-forcing"; a name that says nothing is
-  // "self-forcing". And the state dict to take, as open_generator() wants it.
+  // "causal-forcing-framewise", "longlive", "rolling-forcing" or "matrix-game-2" (with "-drive" or
+  // "-run"); a name that says nothing is "self-forcing". And the state dict to take, as
+  // open_generator() wants it.
   std::string family, group;
 };
 
@@ -32,8 +34,9 @@ bool is_model(const std::string& path);
 // folder holds no transformer, or several.
 ModelFiles find_model_files(const std::string& path, const std::string& base = "");
 
-// The kind of model whose weights a file holds, by the names of its tensors.
-enum class Part { kNone, kTransformer, kLora, kTextEncoder, kVae, kTaehv };
+// The kind of model whose weights a file holds, by the names of its tensors. kGame: a transformer
+// with action modules.
+enum class Part { kNone, kTransformer, kGame, kLora, kTextEncoder, kImageEncoder, kVae, kTaehv };
 
 Part part_of(const Checkpoint& file);
 

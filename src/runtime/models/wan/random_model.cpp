@@ -6,11 +6,13 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <vector>
 
 #include "base/error.h"
 #include "device/parallel.h"
 #include "io/safetensors.h"
+#include "models/wan/image_encoder.h"
 #include "models/wan/taehv.h"
 #include "models/wan/text_encoder.h"
 #include "models/wan/transformer.h"
@@ -21,21 +23,37 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using std::string_literals::operator""s;
+
 constexpr int64_t kTextLen = 512;
+constexpr const char* kGameFolder = "base_distilled_model";
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ULL;  // splitmix64's increment
 
 struct Sizes {
   TransformerConfig transformer;
   TextEncoderConfig text;
+  ImageEncoderConfig image;  // of a transformer that reads an image
   int64_t vae_dim;
 };
 
 Sizes sizes_of(const std::string& name) {
   const TextEncoderConfig umt5_xxl{256384, 4096, 4096, 10240, 64, 24};
-  if (name == "1.3b") return {{1536, 8960, 12, 30, 16, 16, 256, 4096}, umt5_xxl, 96};
-  if (name == "14b") return {{5120, 13824, 40, 40, 16, 16, 256, 4096}, umt5_xxl, 96};
-  if (name == "tiny") return {{256, 320, 2, 2, 16, 16, 256, 64}, {512, 64, 64, 128, 4, 2}, 8};
-  throw Error(ErrorKind::kUsage, str("size: expected 1.3b, 14b or tiny, found '", name, "'"));
+  if (name == "1.3b") return {{1536, 8960, 12, 30, 16, 16, 256, 4096}, umt5_xxl, {}, 96};
+  if (name == "14b") return {{5120, 13824, 40, 40, 16, 16, 256, 4096}, umt5_xxl, {}, 96};
+  if (name == "tiny") return {{256, 320, 2, 2, 16, 16, 256, 64}, {512, 64, 64, 128, 4, 2}, {}, 8};
+  if (name == "matrix-game-2")
+    return {{1536, 8960, 12, 30, 36, 16, 256, 1280, true, {15, 16, 4, 128, true}},
+            {},
+            {1280, 5120, 31, 14, 16},
+            96};
+  if (name == "matrix-game-2-tiny")
+    return {{256, 320, 2, 2, 36, 16, 256, 160, true, {1, 2, 4, 16, true}},
+            {},
+            {160, 320, 1, 14, 16},
+            8};
+  throw Error(ErrorKind::kUsage,
+              str("size: expected 1.3b, 14b, tiny, matrix-game-2 or matrix-game-2-tiny, found '",
+                  name, "'"));
 }
 
 // Uniform in [-1, 1), element `index` of the tensor with this key.
@@ -121,9 +139,11 @@ class Writer {
     if (!out) throw Error(str((folder_ / file).string(), ": expected to write it, found no space"));
   }
 
-  std::vector<TensorSpec> specs(const WeightTable& table) const {
+  // prefix: before every name.
+  std::vector<TensorSpec> specs(const WeightTable& table, const std::string& prefix = "") const {
     std::vector<TensorSpec> out;
-    for (const auto& [name, shape] : table.wanted()) out.push_back({name, options_.dtype, shape});
+    for (const auto& [name, shape] : table.wanted())
+      out.push_back({prefix + name, options_.dtype, shape});
     return out;
   }
 
@@ -134,18 +154,28 @@ class Writer {
 };
 
 std::string config_text(const TransformerConfig& c) {
-  return nlohmann::json{{"_class_name", "WanModel"},
-                        {"model_type", "t2v"},
-                        {"dim", c.dim},
-                        {"ffn_dim", c.ffn_dim},
-                        {"freq_dim", c.freq_dim},
-                        {"in_dim", c.in_channels},
-                        {"num_heads", c.num_heads},
-                        {"num_layers", c.num_layers},
-                        {"out_dim", c.out_channels},
-                        {"text_len", kTextLen},
-                        {"eps", kEps}}
-      .dump(2);
+  const bool is_game = c.actions.num_layers > 0;
+  nlohmann::json json{{"_class_name", is_game ? "CausalWanModel" : "WanModel"},
+                      {"model_type", is_game ? "i2v" : "t2v"},
+                      {"dim", c.dim},
+                      {"ffn_dim", c.ffn_dim},
+                      {"freq_dim", c.freq_dim},
+                      {"in_dim", c.in_channels},
+                      {"num_heads", c.num_heads},
+                      {"num_layers", c.num_layers},
+                      {"out_dim", c.out_channels},
+                      {"text_len", kTextLen},
+                      {"eps", kEps}};
+  if (is_game) {
+    std::vector<int64_t> blocks(static_cast<size_t>(c.actions.num_layers));
+    std::iota(blocks.begin(), blocks.end(), 0);
+    json["action_config"] = {{"blocks", blocks},
+                             {"enable_mouse", c.actions.has_mouse},
+                             {"heads_num", c.actions.num_heads},
+                             {"hidden_size", c.actions.embed_dim},
+                             {"keyboard_dim_in", c.actions.keyboard_keys}};
+  }
+  return json.dump(2);
 }
 
 // Protocol buffers, as far as a SentencePiece model needs them.
@@ -218,14 +248,29 @@ void write_random_model(Context& ctx, const std::string& folder,
   if (error) throw Error(str(folder, ": expected to make it, found ", error.message()));
   Writer writer(ctx, folder, options);
   const Checkpoint none;
+  const bool is_game = sizes.transformer.actions.num_layers > 0;
   {
     WeightTable table(none, nullptr);
     Transformer(sizes.transformer, DType::kF32, DType::kF32, table);
-    writer.write_sharded("diffusion_pytorch_model", writer.specs(table));
-    writer.write_bytes("config.json", config_text(sizes.transformer) + "\n");
+    const std::string config = config_text(sizes.transformer) + "\n";
+    if (is_game) {
+      fs::create_directories(fs::path(folder) / kGameFolder, error);
+      writer.write(kGameFolder + "/base_distill.safetensors"s, writer.specs(table, "model."));
+      writer.write_bytes(kGameFolder + "/config.json"s, config);
+    } else {
+      writer.write_sharded("diffusion_pytorch_model", writer.specs(table));
+      writer.write_bytes("config.json", config);
+    }
   }
   if (options.transformer_only) return;
-  if (options.text_encoder) {
+  if (is_game) {
+    ImageEncoderConfig all = sizes.image;
+    ++all.num_layers;  // the last one, which nobody asks for
+    WeightTable table(none, nullptr);
+    ImageEncoder(all, DType::kF32, table);
+    writer.write("models_clip_open-clip-xlm-roberta-large-vit-huge-14.safetensors",
+                 writer.specs(table));
+  } else if (options.text_encoder) {
     WeightTable table(none, nullptr);
     TextEncoder::list_weights(sizes.text, table);
     writer.write("models_t5_umt5-xxl-enc-bf16.safetensors", writer.specs(table));

@@ -13,9 +13,10 @@
 namespace longtake::wan {
 
 struct RandomModelOptions {
-  std::string size = "1.3b";             // "1.3b", "14b", or "tiny": two layers, for tests
+  // "1.3b", "14b", "matrix-game-2"; or, for tests, "tiny" and "matrix-game-2-tiny": two layers
+  std::string size = "1.3b";
   DType dtype = DType::kBF16;            // of the files: f32 | bf16
-  bool transformer_only = false;         // no text encoder, no decoders
+  bool transformer_only = false;         // no encoders, no decoders
   bool text_encoder = true;              // by far the largest file
   size_t shard_bytes = size_t{5} << 30;  // of the transformer's files, as hubs like them
   uint64_t seed = 0;
