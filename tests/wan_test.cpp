@@ -10,6 +10,7 @@
 
 #include "io/tokenizer.h"
 #include "models/wan/checkpoint.h"
+#include "models/wan/image_encoder.h"
 #include "models/wan/model_files.h"
 #include "models/wan/random_model.h"
 #include "models/wan/taehv.h"
@@ -42,7 +43,14 @@ TEST(WanSizes, AreThoseOfTheReleasedModels) {
   };
 
   for (const Case& c : {Case{{1536, 8960, 12, 30, 16, 16, 256, 4096}, 1'418'996'800, 825},
-                        Case{{5120, 13824, 40, 40, 16, 16, 256, 4096}, 14'288'491'584, 1095}}) {
+                        Case{{5120, 13824, 40, 40, 16, 16, 256, 4096}, 14'288'491'584, 1095},
+                        // Matrix-Game 2 to walk (files of 6.48 GB in f32) and to run (6.03 GB).
+                        Case{{1536, 8960, 12, 30, 36, 16, 256, 1280, true, {15, 16, 4, 128, true}},
+                             1'619'242'304,
+                             1114},
+                        Case{{1536, 8960, 12, 30, 36, 16, 256, 1280, true, {15, 16, 7, 128, false}},
+                             1'508'715'584,
+                             964}}) {
     WeightTable table(none, nullptr);
     wan::Transformer(c.config, DType::kF32, DType::kF32, table);
     EXPECT_EQ(parameters(table), c.parameters);
@@ -52,6 +60,10 @@ TEST(WanSizes, AreThoseOfTheReleasedModels) {
   wan::TextEncoder::list_weights({256384, 4096, 4096, 10240, 64, 24}, text);
   EXPECT_EQ(parameters(text), 5'680'910'336);
   EXPECT_EQ(text.wanted().size(), 242U);
+  WeightTable image(none, nullptr);
+  wan::ImageEncoder({1280, 5120, 32, 14, 16}, DType::kF32, image);  // with the layer left out
+  constexpr int64_t kBehindLayers = 1280 * 1024 + 2 * 1280;
+  EXPECT_EQ(parameters(image) + kBehindLayers, 632'076'800);
   WeightTable vae(none, nullptr);
   wan::VaeDecoder(96, DType::kF32, vae);
   constexpr int64_t kConv2 = 16 * 16 + 16;
