@@ -395,6 +395,7 @@ struct Merging {
   std::string name;
   CacheOptions options;
   double bound = 1e-4;  // of attention outputs, relative
+  int64_t things = 5;   // that there are to see, times the tokens of a frame
 };
 
 CacheOptions merging(DType dtype, int64_t heads, int64_t dim, int64_t tokens, int64_t chunk = 1) {
@@ -455,6 +456,22 @@ std::vector<Merging> all_mergings() {
         o.tempcache.shares = BudgetShares::kNeed;
       },
       1e-4);
+  // So many keys that warps have queries of their own, so many groups that shared memory does not
+  // hold them.
+  const CacheOptions many = merging(DType::kF32, 2, 64, 600);
+  for (const AnnEngine engine : {AnnEngine::kLsh, AnnEngine::kQuant}) {
+    for (const int64_t budget : {0, 6200}) {
+      CacheOptions options = many;
+      options.tempcache.ann = engine;
+      options.tempcache.budget_tokens = budget;
+      all.push_back(
+          {str("many keys, ", engine == AnnEngine::kLsh ? "lsh" : "quant", ", budget ", budget),
+           options, 1e-4, 10});
+    }
+  }
+  add(
+      "many keys, quant, wide heads, bf16, chunks of 2", merging(DType::kBF16, 1, 128, 520, 2),
+      [](CacheOptions& o) { o.tempcache.ann = AnnEngine::kQuant; }, 1e-2);
   return all;
 }
 
@@ -466,7 +483,8 @@ TEST_P(MergingTest, IsThatOfTheCpu) {
   const CacheOptions& options = merging.options;
   const int64_t frames = options.chunk_frames;
   Pair pair(options);
-  const Things things(options, 5 * options.tokens_per_frame, options.tokens_per_frame / 3, 0.1F);
+  const Things things(options, merging.things * options.tokens_per_frame,
+                      options.tokens_per_frame / 3, 0.1F);
   bool has_merged = false;
   for (int64_t i = 0; i < 30 / frames; ++i) {
     const int64_t frame = i * frames;
@@ -547,6 +565,84 @@ TEST_F(DeviceCacheTest, ReplayedMergesEqualEagerOnes) {
     EXPECT_EQ(replayed.device_->total_entries(), eager.device_->total_entries());
   }
   EXPECT_TRUE(graph.is_recorded());
+}
+
+// Commits of several layers that wait for each other are those that do not wait, in an eager run
+// and in a record; so are queries that come with the keys.
+TEST_F(DeviceCacheTest, CommitsTogetherEqualCommitsApart) {
+  std::vector<CacheOptions> all = {merging(DType::kBF16, 3, 64, 128),
+                                   merging(DType::kF32, 2, 128, 70),
+                                   merging(DType::kBF16, 2, 64, 530),
+                                   merging(DType::kBF16, 2, 64, 90),
+                                   options_of("full", DType::kBF16, 2, 64, 100),
+                                   options_of("window", DType::kBF16, 2, 64, 100)};
+  all[0].tempcache.budget_tokens = 900;
+  all[0].page_summaries = true;
+  all[1].tempcache.ann = AnnEngine::kQuant;
+  all[3].tempcache.budget_tokens = 500;
+  all[3].tempcache.shares = BudgetShares::kNeed;
+  all[4].reserve_tokens = 100 * 24;
+  all[5].window_frames = 3;
+  constexpr size_t kLayers = 3;
+  for (const CacheOptions& options : all) {
+    SCOPED_TRACE(str(options.memory, ", ", options.tokens_per_frame, " tokens"));
+    Context gpu(Device{DeviceKind::kCuda, 0});
+    const Tensor clock(gpu.device(), DType::kI64, {1});
+    CacheOptions alone = options;
+    alone.clock = clock;
+    CacheOptions together = alone;
+    together.batch = make_commit_batch(gpu);
+    std::vector<std::unique_ptr<KvCache>> apart, layers;
+    for (size_t n = 0; n < kLayers; ++n) {
+      apart.push_back(make_cache(gpu, alone));
+      layers.push_back(make_cache(gpu, together));
+    }
+    const Things things(options, 600, 40, 0.1F);
+    const Shape shape{options.tokens_per_frame, options.num_heads, options.head_dim};
+    std::vector<Tensor> k, v;
+    for (size_t n = 0; n < kLayers; ++n) {
+      k.emplace_back(gpu.device(), options.dtype, shape);
+      v.emplace_back(gpu.device(), options.dtype, shape);
+    }
+    Graph graph;
+    for (int64_t i = 0; i < 20; ++i) {
+      check(cudaMemcpy(clock.view().raw(), &i, sizeof i, cudaMemcpyHostToDevice), "clock");
+      bool moved = false;
+      for (size_t n = 0; n < kLayers; ++n) {
+        // Layers see other parts of the same.
+        const auto frame = i + 5 * static_cast<int64_t>(n);
+        const Tensor hk = things.keys(frame, 1), hv = things.values(frame, 1);
+        check(cudaMemcpy(k[n].view().raw(), hk.view().raw(), hk.bytes(), cudaMemcpyHostToDevice),
+              "k");
+        check(cudaMemcpy(v[n].view().raw(), hv.view().raw(), hv.bytes(), cudaMemcpyHostToDevice),
+              "v");
+        apart[n]->prepare_chunk(gpu);
+        moved |= layers[n]->prepare_chunk(gpu);
+      }
+      if (moved) graph.reset();
+      for (size_t n = 0; n < kLayers; ++n) {
+        apart[n]->observe_reads(gpu, v[n]);
+        apart[n]->set_current(gpu, k[n], v[n]);
+        if (apart[n]->wants_queries()) apart[n]->observe_queries(gpu, k[n], {i, 1});
+        apart[n]->commit(gpu, k[n], v[n], {i, 1});
+      }
+      graph.run(gpu, [&] {
+        for (size_t n = 0; n < kLayers; ++n) {
+          layers[n]->read_chunk(gpu, v[n], k[n], v[n]);
+          layers[n]->commit_chunk(gpu, k[n], k[n], v[n], {i, 1});
+        }
+        for (const auto& layer : layers) layer->join_commits();
+      });
+      gpu.synchronize();
+      for (size_t n = 0; n < kLayers; ++n) {
+        SCOPED_TRACE(str("frame ", i, ", layer ", n));
+        expect_same(device_heads(gpu, layers[n]->view()), device_heads(gpu, apart[n]->view()));
+        EXPECT_EQ(layers[n]->total_entries(), apart[n]->total_entries());
+        EXPECT_EQ(layers[n]->merge_counts().merged, apart[n]->merge_counts().merged);
+      }
+    }
+    EXPECT_TRUE(graph.is_recorded());
+  }
 }
 
 // A state saved on one device goes on on the other as if nothing had happened.

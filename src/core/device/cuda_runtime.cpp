@@ -53,30 +53,6 @@ Runtime::~Runtime() {
   static_cast<void>(cudaStreamDestroy(stream_));
 }
 
-Branch::Branch(Runtime& runtime) : runtime_(runtime) {
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "CUDA stream");
-  for (cudaEvent_t* event : {&forked_, &done_})
-    check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "CUDA event");
-}
-
-Branch::~Branch() {
-  for (cudaEvent_t event : {forked_, done_}) static_cast<void>(cudaEventDestroy(event));
-  static_cast<void>(cudaStreamDestroy(stream_));
-}
-
-void Branch::begin() {
-  check(cudaEventRecord(forked_, runtime_.stream()), "CUDA event");
-  check(cudaStreamWaitEvent(stream_, forked_), "CUDA event");
-  is_open_ = true;
-}
-
-void Branch::join() {
-  if (!is_open_) return;
-  check(cudaEventRecord(done_, stream_), "CUDA event");
-  check(cudaStreamWaitEvent(runtime_.stream(), done_), "CUDA event");
-  is_open_ = false;
-}
-
 std::shared_ptr<Runtime> make_runtime(int index) {
   return std::make_shared<Runtime>(index);
 }

@@ -60,29 +60,6 @@ class Runtime {
   std::map<std::pair<std::type_index, int64_t>, std::shared_ptr<void>> kept_;
 };
 
-// Work beside the main stream, on a stream of its own.
-class Branch {
- public:
-  explicit Branch(Runtime& runtime);
-  ~Branch();
-  Branch(const Branch&) = delete;
-  Branch& operator=(const Branch&) = delete;
-
-  cudaStream_t stream() const { return stream_; }
-
-  // What is enqueued on the branch from here on waits for what was enqueued on the main stream.
-  void begin();
-  // What is enqueued on the main stream from here on waits for what was enqueued on the branch.
-  // Nothing happens without a begin() before it. A record must not end between the two.
-  void join();
-
- private:
-  Runtime& runtime_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t forked_ = nullptr, done_ = nullptr;
-  bool is_open_ = false;
-};
-
 inline cudaStream_t stream_of(const Context& ctx) {
   return ctx.cuda()->stream();
 }

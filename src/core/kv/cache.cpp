@@ -17,6 +17,15 @@ std::unique_ptr<KvCache> make_host_cache(Context& ctx, const CacheOptions& optio
 
 }  // namespace
 
+std::shared_ptr<CommitBatch> make_commit_batch(Context& ctx) {
+  if (ctx.device().kind == DeviceKind::kCpu) return nullptr;
+  if constexpr (kHasCuda) {
+    return cuda::make_device_commit_batch(ctx);
+  } else {
+    throw Error("cache: expected a build with CUDA, found one without");
+  }
+}
+
 std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options) {
   const auto positive = [](const char* what, int64_t value) {
     if (value <= 0)

@@ -52,6 +52,8 @@ struct HistoryReading {
   }
 };
 
+class CommitBatch;  // kv/device_commit_batch.h
+
 struct CacheOptions {
   std::string memory = "full";  // policy: "full" | "window" | "tempcache" | "flowcache"
   int64_t sink_frames = 1;      // window, tempcache: first frames, kept for ever
@@ -67,9 +69,10 @@ struct CacheOptions {
   // are committed together.
   View clock;
   int64_t chunk_frames = 1;
-  // CUDA: what a commit has to do besides storing the chunk runs beside the main stream until
-  // join().
-  bool commits_beside = false;
+  // CUDA: what a commit has to do besides storing the chunk waits there until join_commits(), and
+  // is done for all that wait in one set of launches; for the layers of one model, which are alike.
+  // Null: it does not wait.
+  std::shared_ptr<CommitBatch> batch;
   bool page_summaries = false;  // CUDA: keep what AnnSA chooses pages by
   TempCacheOptions tempcache;
 };
@@ -108,8 +111,8 @@ class KvCache {
   // expect_finite() throws it.
   virtual void commit(Context& ctx, View k, View v, ChunkPosition position) = 0;
 
-  // With CacheOptions::commits_beside: the work of commits joins the main stream again, before
-  // anything that needs it is enqueued there, before a record ends and before the host
+  // With CacheOptions::batch: enqueues what its commits have to do, if this one's is among them.
+  // Before anything that needs it is enqueued, before a record ends and before the host
   // synchronises.
   virtual void join_commits() {}
 
@@ -126,6 +129,17 @@ class KvCache {
   // And the queries of passes that only read, before the commit of their chunk: q [L, N, D],
   // rotated.
   virtual void observe_reads(Context&, View) {}
+
+  // The same in fewer launches: of a pass that only reads, and of one that commits.
+  virtual void read_chunk(Context& ctx, View q, View k, View v) {
+    observe_reads(ctx, q);
+    set_current(ctx, k, v);
+  }
+
+  virtual void commit_chunk(Context& ctx, View q, View k, View v, ChunkPosition position) {
+    if (wants_queries()) observe_queries(ctx, q, position);
+    commit(ctx, k, v, position);
+  }
 
   // Forgets everything; keeps the memory.
   virtual void reset() = 0;
@@ -180,6 +194,9 @@ class KvCache {
  protected:
   KvCache() = default;
 };
+
+// Null on the CPU, where a commit is done at once.
+std::shared_ptr<CommitBatch> make_commit_batch(Context& ctx);
 
 // By ctx.device() and options.memory. Throws Error(kUsage) for an unknown policy or impossible
 // sizes.

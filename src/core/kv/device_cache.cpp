@@ -27,9 +27,9 @@ DeviceCache::DeviceCache(Context& ctx, const CacheOptions& options, const FrameR
     : options_(options),
       frames_(frames),
       counters_(1),
+      batch_(options.batch ? options.batch : make_commit_batch(ctx)),
       device_(ctx.device()),
       runtime_(*ctx.cuda()),
-      branch_(*ctx.cuda()),
       bad_(static_cast<size_t>(2 * options.num_heads)),
       told_(
           Buffer::staging(ctx.device(), sizeof(Told) + static_cast<size_t>(options.num_heads) *
@@ -102,17 +102,23 @@ void DeviceCache::check_frames(const char* what, View x, ChunkPosition position)
 }
 
 void DeviceCache::set_current(Context&, View k, View v) {
+  write_current(k, v, {});
+}
+
+void DeviceCache::write_current(View k, View v, const Asked& asked) {
   check_tokens("set_current", k, v);
+  join_commits();
   current_pages_ = pages_for(k.dim(0));
   if (current_pages_ > room_.work) allocate({current_pages_, room_.history, room_.pool});
   Fill job;
   job.layout = layout();
+  job.asked = asked;
   if (summaries_) job.filled = filled_.data();
   fill(job, k.raw(), v.raw(), k.dim(0), stream());
   summarise(filled_.data(), current_pages_ * job.layout.num_heads);
 }
 
-void DeviceCache::append(FillPlace place, View k, View v) {
+void DeviceCache::append(FillPlace place, View k, View v, const Asked& asked) {
   join_commits();
   Fill job;
   job.layout = layout();
@@ -120,13 +126,19 @@ void DeviceCache::append(FillPlace place, View k, View v) {
   job.frames = frames_;
   job.counters = counters_.data();
   job.bad = bad_.data();
+  job.asked = asked;
   const int count = fill_pages(job, k.dim(0)) * job.layout.num_heads;
   // Many frames at once, as when a history is computed anew, fill more pages than a chunk's.
   if (summaries_ && static_cast<size_t>(count) > filled_.size())
     filled_ = DeviceArray<int32_t>(static_cast<size_t>(count));
   if (summaries_) job.filled = filled_.data();
   fill(job, k.raw(), v.raw(), k.dim(0), stream());
-  summarise(filled_.data(), count);
+  summarise_later(filled_.data(), count);
+}
+
+void DeviceCache::summarise_later(const int32_t* pages, int count) {
+  if (summaries_ && count > 0)
+    batch_->add(*summaries_, summaries_->job(store_.data(), pages, count));
 }
 
 void DeviceCache::summarise(const int32_t* pages, int count) {
@@ -175,10 +187,13 @@ void DeviceCache::finish(int64_t joins) {
   table.bad = bad_.data();
   shown_work_ = usual_work();
   shown_reading_ = {};
-  write_table(table, stream());
+  batch_->add(table);
+  waits_for_ = batch_->round();
+  if (joins == 0 || !options_.batch) batch_->run();
 }
 
 KvView DeviceCache::view() const {
+  if (waits_for_ == batch_->round()) batch_->run();
   const bool works = current_pages_ > 0;
   DevicePages& out = works ? shown_ : history_;
   if (!works) {
@@ -206,6 +221,7 @@ void DeviceCache::set_reading(Context&, const HistoryReading& reading) {
   if (!reading.is_everything() && frames_.ring == 0)
     throw Error(ErrorKind::kUsage, str("memory: expected window, which keeps frames apart, for a ",
                                        "model that reads some of them, found ", options_.memory));
+  join_commits();
   current_pages_ = 0;
   if (is_same(reading_, reading)) return;
   reading_ = reading;
@@ -225,6 +241,7 @@ void DeviceCache::set_reading(Context&, const HistoryReading& reading) {
 }
 
 void DeviceCache::reset() {
+  join_commits();
   current_pages_ = 0;
   reading_ = {};
   check(cudaMemsetAsync(counters_.data(), 0, sizeof(Counters), stream()), "cache");
@@ -280,6 +297,10 @@ Counters DeviceCache::read_counters() const {
 
 void DeviceCache::write_counters(const Counters& counters) {
   check(cudaMemcpy(counters_.data(), &counters, sizeof counters, cudaMemcpyHostToDevice), "cache");
+}
+
+std::shared_ptr<CommitBatch> make_device_commit_batch(Context& ctx) {
+  return std::make_shared<CommitBatch>(*ctx.cuda());
 }
 
 std::unique_ptr<KvCache> make_device_cache(Context& ctx, const CacheOptions& options) {

@@ -11,4 +11,6 @@ namespace longtake::cuda {
 // Throws Error(kUsage) for a policy or sizes that no kernel knows.
 std::unique_ptr<KvCache> make_device_cache(Context& ctx, const CacheOptions& options);
 
+std::shared_ptr<CommitBatch> make_device_commit_batch(Context& ctx);
+
 }  // namespace longtake::cuda

@@ -13,6 +13,7 @@
 #include "device/cuda_check.h"
 #include "device/cuda_runtime.h"
 #include "kv/cache.h"
+#include "kv/device_commit_batch.h"
 #include "kv/device_layout.h"
 
 namespace longtake::cuda {
@@ -83,12 +84,16 @@ class DeviceCache : public KvCache {
   void check_tokens(const char* what, View k, View v) const;
   void check_frames(const char* what, View x, ChunkPosition position) const;
 
+  // As set_current and, in the same launch, what is asked of the pass's queries.
+  void write_current(View k, View v, const Asked& asked);
+
   // The tokens become part of the history: place kFrames or kTokens. finish() counts them.
-  void append(FillPlace place, View k, View v);
-  // The last launch of a commit of `joins` frames or tokens.
+  void append(FillPlace place, View k, View v, const Asked& asked = {});
+  // The last of a commit of `joins` frames or tokens, in the batch.
   void finish(int64_t joins);
 
-  // The page's summaries are made anew; numbers below 0 are none.
+  // The page's summaries are made anew; numbers below 0 are none. With the batch, or at once.
+  void summarise_later(const int32_t* pages, int count);
   void summarise(const int32_t* pages, int count);
   void summarise_all();
 
@@ -99,18 +104,11 @@ class DeviceCache : public KvCache {
 
   Told& told() const { return *reinterpret_cast<Told*>(told_.data()); }
 
-  void join_commits() override { branch_.join(); }
-
-  // Where a commit's work is enqueued: between begin_beside() and end_beside() on the branch.
-  cudaStream_t stream() const { return is_beside_ ? branch_.stream() : runtime_.stream(); }
-
-  void begin_beside() {
-    if (!options_.commits_beside) return;
-    branch_.begin();
-    is_beside_ = true;
+  void join_commits() override {
+    if (waits_for_ == batch_->round()) batch_->run();
   }
 
-  void end_beside() { is_beside_ = false; }
+  cudaStream_t stream() const { return runtime_.stream(); }
 
   // Pages of a head that `tokens` fill.
   static int pages_for(int64_t tokens) {
@@ -122,6 +120,7 @@ class DeviceCache : public KvCache {
   Room room_;
   DeviceArray<Counters> counters_;
   HistoryReading reading_;
+  const std::shared_ptr<CommitBatch> batch_;  // of the options, or its own
 
  private:
   Table table_of(int work_pages, const DeviceArray<int32_t>& begin,
@@ -132,8 +131,6 @@ class DeviceCache : public KvCache {
 
   Device device_;
   Runtime& runtime_;
-  Branch branch_;
-  bool is_beside_ = false;
   DeviceArray<unsigned char> store_;
   DeviceArray<float> bad_;       // [2, heads]: of keys and values
   DeviceArray<int32_t> filled_;  // pages that the last launch filled
@@ -143,6 +140,7 @@ class DeviceCache : public KvCache {
   int current_pages_ = 0;  // of the chunk in work; 0: there is none
   int moved_sink_ = -1;    // history page of the moved sink, once there is one
   size_t num_growths_ = 0;
+  int64_t waits_for_ = 0;  // round of the batch
 
   // What attention reads while there is a chunk in work, and what it was written for.
   DeviceArray<int32_t> begin_, pages_;

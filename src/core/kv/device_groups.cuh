@@ -11,7 +11,8 @@ __device__ inline int64_t first_frame(const Groups& g) {
   return *g.clock + g.offset;
 }
 
-// The frame that leaves the exact ones when the chunk's frame `step` comes.
+// The frame that leaves the exact ones when the chunk's frame `step` comes; layers of one launch
+// may have chunks of different lengths.
 struct Retiring {
   bool is_due;
   int64_t index;  // among those that left so far
@@ -22,7 +23,7 @@ struct Retiring {
 __device__ inline Retiring retiring(const Groups& g, int step) {
   const int64_t held = g.counters->held;
   const int64_t index = held + step - g.frames.sink - g.exact_frames;
-  if (index < 0) return {false, 0, 0, 0};
+  if (index < 0 || step >= g.chunk_frames) return {false, 0, 0, 0};
   const int64_t at = index + g.frames.sink;  // among all frames
   const int64_t frame =
       at >= held ? first_frame(g) + (at - held) : g.ring_frames[index % g.frames.ring];
@@ -55,6 +56,22 @@ __device__ inline void turn(float* x, int channel, int pairs, const float2* turn
   }
 }
 
+// Where a code goes; scale and square only of quantised ones.
+struct Code {
+  int8_t* code;
+  float *scale, *square;
+};
+
+__device__ inline Code code_of_group(const Groups& g, int64_t row) {
+  return {g.codes + row * Groups::code_bytes_of(g.ann, g.layout.head_dim), g.scales + row,
+          g.squares + row};
+}
+
+__device__ inline Code code_of_key(const Groups& g, int64_t key) {
+  return {g.new_codes + key * Groups::code_bytes_of(g.ann, g.layout.head_dim), g.new_scales + key,
+          g.new_squares + key};
+}
+
 __device__ inline float warp_sum(float x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0U, x, step);
   return x;
@@ -65,38 +82,69 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-// One warp: the code of a mapped vector [D] in shared memory.
-template <int D>
-__device__ inline void write_code(const Groups& g, const float* vector, int8_t* code, float* scale,
-                                  float* square) {
-  const int lane = threadIdx.x % 32;
+// A block: codes of mapped vectors rows [kRows, D], all in shared memory; directions [D, kSigns]
+// there, which only signs need. to(i) is where the i-th goes; those for which wants(i) is false
+// stay. All threads, kThreads a multiple of 64.
+template <int D, int kRows, int kThreads, typename Wants, typename To>
+__device__ inline void write_codes(const Groups& g, const float (*rows)[D], const float* directions,
+                                   const Wants& wants, const To& to) {
   if (g.ann == AnnEngine::kLsh) {
-    for (int sign = lane; sign < 64; sign += 32) {
-      float dot = 0;
-      if (sign < kSigns) {
-#pragma unroll 16
-        for (int i = 0; i < D; ++i) dot = fmaf(vector[i], g.directions[i * kSigns + sign], dot);
+    constexpr int kOwn = kRows / (kThreads / 64);
+    const int sign = threadIdx.x % 64, first = threadIdx.x / 64 * kOwn;
+    float dots[kOwn] = {};
+    if (sign < kSigns) {
+      for (int i = 0; i < D; i += 4) {
+        float by[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) by[n] = directions[(i + n) * kSigns + sign];
+#pragma unroll
+        for (int row = 0; row < kOwn; ++row) {
+          const float4 x = *reinterpret_cast<const float4*>(&rows[first + row][i]);
+          dots[row] = fmaf(x.x, by[0], dots[row]);
+          dots[row] = fmaf(x.y, by[1], dots[row]);
+          dots[row] = fmaf(x.z, by[2], dots[row]);
+          dots[row] = fmaf(x.w, by[3], dots[row]);
+        }
       }
-      code[sign] = sign >= kSigns ? 0 : dot > 0 ? 1 : -1;
+    }
+#pragma unroll
+    for (int row = 0; row < kOwn; ++row) {
+      if (wants(first + row))
+        to(first + row).code[sign] = sign >= kSigns ? 0 : dots[row] > 0 ? 1 : -1;
     }
     return;
   }
-  float peak = 0;
-  for (int i = lane; i < D; i += 32) peak = fmaxf(peak, fabsf(vector[i]));
-  peak = warp_max(peak);
-  const float inverse = peak > 0 ? __fdiv_rn(127.0F, peak) : 0.0F;
-  int sum = 0;
-  for (int i = lane; i < D; i += 32) {
-    const int x = __float2int_rn(__fmul_rn(vector[i], inverse));
-    code[i] = static_cast<int8_t>(x);
-    sum += x * x;
+  const int lane = threadIdx.x % 32;
+  for (int row = threadIdx.x / 32; row < kRows; row += kThreads / 32) {
+    if (!wants(row)) continue;
+    const float* vector = rows[row];
+    const Code code = to(row);
+    float peak = 0;
+    for (int i = lane; i < D; i += 32) peak = fmaxf(peak, fabsf(vector[i]));
+    peak = warp_max(peak);
+    const float inverse = peak > 0 ? __fdiv_rn(127.0F, peak) : 0.0F;
+    int sum = 0;
+    for (int i = lane; i < D; i += 32) {
+      const int x = __float2int_rn(__fmul_rn(vector[i], inverse));
+      code.code[i] = static_cast<int8_t>(x);
+      sum += x * x;
+    }
+    sum = __reduce_add_sync(~0U, sum);
+    if (lane == 0) {
+      const float s = __fdiv_rn(peak, 127.0F);
+      *code.scale = s;
+      *code.square = __fmul_rn(__fmul_rn(s, s), static_cast<float>(sum));
+    }
   }
-  sum = __reduce_add_sync(~0U, sum);
-  if (lane == 0) {
-    const float s = __fdiv_rn(peak, 127.0F);
-    *scale = s;
-    *square = __fmul_rn(__fmul_rn(s, s), static_cast<float>(sum));
-  }
+}
+
+// Directions into shared memory, by all threads; nothing for codes that need none.
+template <int D, int kThreads>
+__device__ inline void load_directions(const Groups& g, float* directions) {
+  if (g.ann != AnnEngine::kLsh) return;
+  const auto* from = reinterpret_cast<const float4*>(g.directions);
+  for (int i = threadIdx.x; i < D * kSigns / 4; i += kThreads)
+    reinterpret_cast<float4*>(directions)[i] = from[i];
 }
 
 // Calls body.template operator()<D>() for the channels of a head.
@@ -110,7 +158,8 @@ void for_head_dim(int head_dim, const Body& body) {
 
 // Calls body.template operator()<T, D>() for the pages' type, too.
 template <typename Body>
-void for_pages(const PageLayout& layout, const Body& body) {
+void for_pages(const GroupBatch& batch, const Body& body) {
+  const PageLayout& layout = batch.host->layout;
   for_head_dim(layout.head_dim, [&]<int D>() {
     if (layout.format == PageFormat::kF32)
       body.template operator()<float, D>();

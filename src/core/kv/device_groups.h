@@ -1,16 +1,17 @@
-// The groups of merged keys of one layer's heads on the GPU, and the launches of one frame's merge.
+// The groups of merged keys of layers' heads on the GPU, and the launches of one frame's merge.
 // tempcache.h says what the options mean, tempcache.cpp what the policy is; this does the same with
-// all heads in one launch. CUDA builds only.
+// all heads of all layers in one launch. CUDA builds only.
 //
-// What is known of a group lies in rows: row = page * 128 + slot, `page` of a pool that heads share
-// and from which each takes what it needs; so does the page that attention sees. Of a frame that
-// leaves the exact ones:
+// What is known of a group lies in rows: row = page * 128 + slot, `page` of a pool that a layer's
+// heads share and from which each takes what it needs; so does the page that attention sees. Of a
+// frame that leaves the exact ones:
 //
-//   refresh   (seldom) the metric becomes that of all queries so far; groups are mapped anew
-//   map       keys lose their temporal rotation, are mapped and get codes
-//   search    codes of keys against codes of groups, as products of 8-bit matrices: candidates
-//   measure   candidates, exactly
-//   join      pairs from the nearest on; keys join their groups
+//   begin     what queries were seen; (seldom) the metric becomes that of all of them so far
+//   map       keys lose their temporal rotation, are mapped and get codes; (seldom) groups, too
+//   search    codes of keys against codes of groups, as products of 8-bit matrices; the few that
+//             look nearest, exactly
+//   pair      pairs from the nearest on; what goes over the budget
+//   merge     keys join their groups
 //   settle    groups over the budget go, keys without a partner start groups
 //
 // and once a commit
@@ -28,7 +29,6 @@
 namespace longtake::cuda {
 
 inline constexpr int kCandidates = 8;      // of a key
-inline constexpr int kMostSplits = 8;      // blocks that share the groups of one search
 inline constexpr int kSigns = 48;          // of a code by hashing
 inline constexpr int kSeen = 8;            // sightings of a group
 inline constexpr int kMostAges = 1 << 13;  // that biases tell apart
@@ -39,7 +39,8 @@ struct Seen {
   int32_t first, last, count;
 };
 
-// All pointers on the device; H heads, D channels, T tokens of a frame, F frames of a chunk.
+// Of one layer. All pointers on the device; H heads, D channels, T tokens of a frame, F frames of a
+// chunk.
 struct Groups {
   PageLayout layout;
   FrameRing frames;  // the ring holds the exact frames and a chunk
@@ -49,6 +50,7 @@ struct Groups {
   int later_frames = 0;  // at most in the next commit
   int64_t offset = 0;    // of their first frame from *clock
   bool takes_reads = true;
+  int asked_tokens = 0;  // of which `asked` are some
   Counters* counters = nullptr;
   const int64_t* clock = nullptr;
   int64_t* ring_frames = nullptr;  // [ring]: their numbers
@@ -88,6 +90,7 @@ struct Groups {
       nullptr;  // [H, most_pages]: the store's pages that show groups; null: not wanted
 
   // Metric.
+  void* asked = nullptr;             // [kMostSampledQueries, H, D]: queries of this commit
   double* moments = nullptr;         // [H, D, D]
   int64_t* num_queries = nullptr;    // [H]
   float* maps = nullptr;             // [H, D, D]
@@ -104,12 +107,11 @@ struct Groups {
   float *new_keys = nullptr, *new_mapped = nullptr;  // [H, T, D]
   int8_t* new_codes = nullptr;
   float *new_scales = nullptr, *new_squares = nullptr;
-  unsigned long long* found = nullptr;  // [H, T, kMostSplits, kCandidates]
-  int32_t* candidates = nullptr;        // [H, T, kCandidates]
-  float* distances = nullptr;           // [H, T, kCandidates], squared; infinite: none
-  int32_t* joins = nullptr;             // [H, T]: group or -1
-  int32_t* ranks = nullptr;             // [H, T]: among the keys that joined none
-  int32_t* num_new = nullptr;           // [H]
+  int32_t* candidates = nullptr;  // [H, T, kCandidates], from the nearest on
+  float* distances = nullptr;     // [H, T, kCandidates], squared; infinite: none
+  int32_t* joins = nullptr;       // [H, T]: group or -1
+  int32_t* ranks = nullptr;       // [H, T]: among the keys that joined none
+  int32_t* num_new = nullptr;     // [H]
   // What leaves: of a head all below an order, and so many of those at it.
   unsigned long long* cuts = nullptr;            // [H]
   int32_t* cut_ties = nullptr;                   // [H]
@@ -122,28 +124,36 @@ struct Groups {
   __host__ __device__ int most_leaving() const {
     return frames.tokens * (shares ? layout.num_heads : 1);
   }
+
+  // Whether heads take pages from the pool as they need them; else each has its own for ever.
+  __host__ __device__ bool takes_pages() const { return capacity == 0 || shares; }
+
+  bool operator==(const Groups&) const = default;
 };
 
-// q [tokens, H, D] in the pages' type, of frames from *clock on.
-void observe_queries(const Groups& groups, const void* q, int64_t tokens, cudaStream_t stream);
-void observe_reads(const Groups& groups, const void* q, int64_t tokens, cudaStream_t stream);
+// The layers of one commit: alike in format, channels, heads, tokens of a frame and engine.
+struct GroupBatch {
+  const Groups* layers = nullptr;  // on the device
+  const Groups* host = nullptr;    // the same on the host
+  int count = 0;
+};
 
-// Before the first merge of a commit, and every frame's merge: the `step`-th frame of the chunk has
-// been written and displaces one.
-void refresh_metric(const Groups& groups, int step, cudaStream_t stream);
-void map_keys(const Groups& groups, int step, cudaStream_t stream);
-void search_groups(const Groups& groups, int step, cudaStream_t stream);
-// Blocks that share the groups of one search.
-int search_splits(const Groups& groups);
-void measure_candidates(const Groups& groups, int step, cudaStream_t stream);
-void join_groups(const Groups& groups, int step, cudaStream_t stream);
-void settle_groups(const Groups& groups, int step, cudaStream_t stream);
+// The whole merge.
+void merge_frames(const GroupBatch& batch, cudaStream_t stream);
 
-// Heads take the pages that the next chunk can fill, and give back others.
-void share_pages(const Groups& groups, cudaStream_t stream);
-void show_groups(const Groups& groups, cudaStream_t stream);
+// Its launches, one after the other for every frame of the chunk: the `step`-th has been written
+// and displaces one. show_groups and share_pages once, behind them.
+void begin_merge(const GroupBatch& batch, int step, cudaStream_t stream);
+void map_keys(const GroupBatch& batch, int step, cudaStream_t stream);
+void search_groups(const GroupBatch& batch, int step, cudaStream_t stream);
+void pair_keys(const GroupBatch& batch, int step, cudaStream_t stream);
+void join_groups(const GroupBatch& batch, int step, cudaStream_t stream);
+void settle_groups(const GroupBatch& batch, int step, cudaStream_t stream);
+void show_groups(const GroupBatch& batch, cudaStream_t stream);
+// Heads that share a pool take the pages that the next chunk can fill, and give back others.
+void share_pages(const GroupBatch& batch, cudaStream_t stream);
 
 // Groups are as after load(): mapped and coded by the metric that is there.
-void remap_groups(const Groups& groups, cudaStream_t stream);
+void remap_groups(const GroupBatch& batch, cudaStream_t stream);
 
 }  // namespace longtake::cuda

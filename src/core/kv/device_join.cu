@@ -1,129 +1,61 @@
-// Keys join groups, groups over the budget go, and keys without a partner start groups. A block a
-// head.
+// Keys join groups, groups over the budget go, and keys without a partner start groups.
 //
-// Pairs are taken from the nearest on, each key and each group once, as if all were sorted. A pair
-// that is the least of all that its key and all that its group still have comes before every other
-// of theirs in that order, so that all such pairs can be taken at once; rounds of that end with the
-// same pairs as the sorted list, after few of them.
+// Pairs are taken from the nearest on, each key and each group once, as if all were sorted.
+#include <algorithm>
 #include <cmath>
 
+#include "kv/block_scan.cuh"
 #include "kv/device_groups.cuh"
 
 namespace longtake::cuda {
 namespace {
 
-constexpr int kThreads = 1024, kWarps = kThreads / 32;
+constexpr int kWarps = kScanned / 32;
+constexpr int kHeld = 4096;  // groups of a head that shared memory has a word for
 using Word = unsigned long long;
 constexpr Word kNobody = ~0ULL;
-constexpr Word kTaken = 0;
 
-// Exclusive sums over the block's threads, and the total.
-struct Scan {
-  int before, total;
-};
-
-__device__ Scan block_scan(int value) {
-  __shared__ int sums[kWarps];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0U, sum, step);
-    if (lane >= step) sum += other;
-  }
-  __syncthreads();
-  if (lane == 31) sums[warp] = sum;
-  __syncthreads();
-  if (warp == 0) {
-    int all = sums[lane];
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(~0U, all, step);
-      if (lane >= step) all += other;
-    }
-    sums[lane] = all;
-  }
-  __syncthreads();
-  return {sum - value + (warp > 0 ? sums[warp - 1] : 0), sums[kWarps - 1]};
-}
-
-// As KeyGroups::see: a sighting at `frame` joins the others, of which two become one if they are
-// too many.
+// As KeyGroups::see, by a warp: a sighting at `frame` joins the others, of which two become one if
+// they are too many. Lane i holds the i-th, oldest first.
 __device__ void see(Seen* seen, int frame) {
-  Seen all[kSeen + 1];
-  int used = 0;
-#pragma unroll
-  for (int i = 0; i < kSeen; ++i) {
-    all[i] = seen[i];
-    if (all[i].count > 0) used = i + 1;
-  }
-  int place = 0;
-  while (place < used && all[place].last < frame) ++place;
-  if (place < used && all[place].first <= frame) {
-    ++all[place].count;
+  const int lane = threadIdx.x % 32;
+  Seen own = lane < kSeen ? seen[lane] : Seen{};
+  const auto from = [](const Seen& x, int source) {
+    return Seen{__shfl_sync(~0U, x.first, source), __shfl_sync(~0U, x.last, source),
+                __shfl_sync(~0U, x.count, source)};
+  };
+  int used = __popc(__ballot_sync(~0U, own.count > 0));
+  const int place = __popc(__ballot_sync(~0U, own.count > 0 && own.last < frame));
+  const Seen there = from(own, place);
+  if (place < used && there.first <= frame) {
+    if (lane == place) ++own.count;
   } else {
-    for (int i = used; i > place; --i) all[i] = all[i - 1];
-    all[place] = {frame, frame, 1};
+    const Seen before = from(own, max(lane - 1, 0));
+    if (lane > place && lane <= used) own = before;
+    if (lane == place) own = {frame, frame, 1};
     ++used;
   }
-  const auto middle = [&](int i) { return all[i].first + (all[i].last - all[i].first) / 2; };
   if (used > kSeen) {
     constexpr double kYoung = 4;  // frames; as on the CPU
-    const int newest = all[used - 1].last;
-    int least = 0;
-    double least_gap = INFINITY;
-    for (int i = 0; i + 1 < used; ++i) {
-      const double gap = (middle(i + 1) - middle(i)) / (newest - middle(i + 1) + kYoung);
-      if (gap < least_gap) {
-        least = i;
-        least_gap = gap;
+    const Seen next = from(own, min(lane + 1, 31));
+    const int newest = __shfl_sync(~0U, own.last, used - 1);
+    const auto middle = [](const Seen& x) { return x.first + (x.last - x.first) / 2; };
+    double gap = lane + 1 < used ? (middle(next) - middle(own)) / (newest - middle(next) + kYoung)
+                                 : static_cast<double>(INFINITY);
+    int least = lane;  // the first of the smallest
+    for (int way = 16; way > 0; way /= 2) {
+      const double other = __shfl_xor_sync(~0U, gap, way);
+      const int other_least = __shfl_xor_sync(~0U, least, way);
+      if (other < gap || (other == gap && other_least < least)) {
+        gap = other;
+        least = other_least;
       }
     }
-    all[least].last = all[least + 1].last;
-    all[least].count += all[least + 1].count;
-    for (int i = least + 1; i + 1 < used; ++i) all[i] = all[i + 1];
+    if (lane == least) own = {own.first, next.last, own.count + next.count};
+    if (lane > least) own = next;
     --used;
   }
-  for (int i = 0; i < kSeen; ++i) seen[i] = i < used ? all[i] : Seen{};
-}
-
-// A warp: key `key` of the frame joins the group at `row`. buffer [D] in shared memory.
-template <typename T, int D>
-__device__ void merge(const Groups& g, int64_t key, int64_t row, int frame, const Page<T>& page,
-                      int slot, float* buffer) {
-  const int lane = threadIdx.x % 32;
-  const int count = g.counts[row] + 1;
-  const auto share = static_cast<float>(1.0 / static_cast<double>(count));
-  const bool is_mean = g.key == GroupKey::kMean;
-  float square = 0;
-  for (int d = lane; d < D; d += 32) {
-    float& own = g.keys[row * D + d];
-    const float before = own, joining = g.new_keys[key * D + d];
-    square = fmaf(joining - before, joining - before, square);
-    own = is_mean ? before + share * (joining - before) : joining;
-    float& image = g.mapped[row * D + d];
-    const float moved = image + (is_mean ? share : 1.0F) * (g.new_mapped[key * D + d] - image);
-    image = moved;
-    buffer[d] = moved;
-  }
-  constexpr int kPerChunk = Page<T>::kPerChunk;
-  for (int chunk = lane; chunk < D / kPerChunk; chunk += 32) {
-    float value[kPerChunk];
-    unpack<T>(page.value_chunk(slot, chunk), value);
-    float* own = g.values + row * D + chunk * kPerChunk;
-    for (int i = 0; i < kPerChunk; ++i) own[i] += share * (value[i] - own[i]);
-  }
-  const float distance = sqrtf(warp_sum(square));
-  __syncwarp();
-  write_code<D>(g, buffer, g.codes + row * Groups::code_bytes_of(g.ann, D), g.scales + row,
-                g.squares + row);
-  if (lane == 0) {
-    const float way = is_mean ? share : 1.0F;
-    g.radii[row] = fmaxf(g.radii[row] + way * distance, (1 - way) * distance);
-    see(g.seen + row * kSeen, frame);
-    g.counts[row] = count;
-    g.newest[row] = frame;
-    g.stale[row] = 1;
-  }
-  __syncwarp();
+  if (lane < kSeen) seen[lane] = lane < used ? own : Seen{};
 }
 
 // The place of a group in the order of forgetting: least recently merged, then smallest.
@@ -134,42 +66,51 @@ __device__ Word order_of(const Groups& g, int head, int group) {
 }
 
 // For heads [first, first + heads): the order of the `leave`-th group to go, and how many at that
-// order go. By the whole block, digit by digit; digits that all share are known beforehand.
-__device__ void choose(const Groups& g, int first, int heads, int leave) {
+// order go; order(head, group) is what order_of() says. By the whole block, digit by digit; digits
+// that all share are known beforehand.
+template <typename Order>
+__device__ void choose(const Groups& g, int first, int heads, int leave, const Order& order) {
   __shared__ int histogram[256];
-  __shared__ Word prefix, some, all;
+  __shared__ Word prefix;
+  __shared__ unsigned some[2], all[2];  // bits that are set in some and in all orders, low and high
   __shared__ int left;
   const auto for_groups = [&](const auto& look) {
     for (int head = first; head < first + heads; ++head) {
-      for (int group = threadIdx.x; group < g.sizes[head]; group += kThreads)
-        look(order_of(g, head, group));
+      for (int group = threadIdx.x; group < g.sizes[head]; group += kScanned)
+        look(order(head, group));
     }
   };
-  if (threadIdx.x == 0) {
-    left = leave;
-    some = 0;
-    all = ~Word{0};
+  if (threadIdx.x == 0) left = leave;
+  if (threadIdx.x < 2) {
+    some[threadIdx.x] = 0;
+    all[threadIdx.x] = ~0U;
   }
   __syncthreads();
   Word own_some = 0, own_all = ~Word{0};
-  for_groups([&](Word order) {
-    own_some |= order;
-    own_all &= order;
+  for_groups([&](Word x) {
+    own_some |= x;
+    own_all &= x;
   });
-  atomicOr(&some, own_some);
-  atomicAnd(&all, own_all);
+  for (int half = 0; half < 2; ++half) {
+    const unsigned any = __reduce_or_sync(~0U, static_cast<unsigned>(own_some >> (32 * half)));
+    const unsigned every = __reduce_and_sync(~0U, static_cast<unsigned>(own_all >> (32 * half)));
+    if (threadIdx.x % 32 != 0) continue;
+    atomicOr(&some[half], any);
+    atomicAnd(&all[half], every);
+  }
   __syncthreads();
-  const Word differing = some & ~all;
-  if (threadIdx.x == 0) prefix = all;
+  const Word shared = static_cast<Word>(all[1]) << 32 | all[0];
+  const Word differing = (static_cast<Word>(some[1]) << 32 | some[0]) & ~shared;
+  if (threadIdx.x == 0) prefix = shared;
   __syncthreads();
   for (int shift = 56; shift >= 0; shift -= 8) {
     if ((differing >> shift & 0xff) == 0) continue;
-    for (int i = threadIdx.x; i < 256; i += kThreads) histogram[i] = 0;
+    for (int i = threadIdx.x; i < 256; i += kScanned) histogram[i] = 0;
     __syncthreads();
     const Word known = shift == 56 ? 0 : prefix >> (shift + 8);
-    for_groups([&](Word order) {
-      if (shift < 56 && order >> (shift + 8) != known) return;
-      atomicAdd(&histogram[order >> shift & 0xff], 1);
+    for_groups([&](Word x) {
+      if (shift < 56 && x >> (shift + 8) != known) return;
+      atomicAdd(&histogram[x >> shift & 0xff], 1);
     });
     __syncthreads();
     const int own = threadIdx.x < 256 ? histogram[threadIdx.x] : 0, leaving = left;
@@ -183,8 +124,8 @@ __device__ void choose(const Groups& g, int first, int heads, int leave) {
   // Of those at the cut, the first in the order of heads and groups.
   for (int head = first; head < first + heads; ++head) {
     int ties = 0;
-    for (int group = threadIdx.x; group < g.sizes[head]; group += kThreads)
-      ties += order_of(g, head, group) == prefix ? 1 : 0;
+    for (int group = threadIdx.x; group < g.sizes[head]; group += kScanned)
+      ties += order(head, group) == prefix ? 1 : 0;
     const int total = block_scan(ties).total;
     if (threadIdx.x == 0) {
       g.cuts[head] = prefix;
@@ -201,113 +142,175 @@ __device__ void choose_none(const Groups& g, int head) {
   g.cut_ties[head] = 0;
 }
 
-template <typename T, int D>
-__global__ void __launch_bounds__(kThreads) join_kernel(Groups g, int step) {
-  __shared__ float buffers[kWarps][D];
-  const Retiring old = retiring(g, step);
-  if (!old.is_due) return;
-  const int head = blockIdx.x, tokens = g.frames.tokens;
-  const int64_t first = static_cast<int64_t>(head) * tokens;
-  const int32_t* candidates = g.candidates + first * kCandidates;
-  const float* distances = g.distances + first * kCandidates;
-  int32_t* joins = g.joins + first;
-  const auto claim_of = [&](int token, int i) {
-    return g.claims + row_of(g, head, candidates[token * kCandidates + i]);
-  };
-  const auto word_of = [&](int token, int i) {
-    return static_cast<Word>(__float_as_uint(distances[token * kCandidates + i])) << 32 |
-           static_cast<unsigned>(token + 1);
-  };
-  const auto is_pair = [&](int token, int i) {
-    return distances[token * kCandidates + i] < INFINITY;
-  };
-  for (int token = threadIdx.x; token < tokens; token += kThreads) joins[token] = -1;
-  for (bool goes_on = true; goes_on;) {
-    for (int token = threadIdx.x; token < tokens; token += kThreads) {
-      if (joins[token] >= 0) continue;
-      for (int i = 0; i < kCandidates; ++i) {
-        if (is_pair(token, i)) atomicMin(claim_of(token, i), word_of(token, i));
+// Every key asks its nearest group, and a group that is asked keeps the nearest key so far: the one
+// that it turns away asks its next. Both sides rank a pair by the same distance, so that this ends
+// with the pairs of the sorted list, whoever asks first. A thread follows the key that has to ask.
+// holds(group): who is kept; asks [T]: what each key asked last, kCandidates: there is no other.
+template <typename Holds>
+__device__ void match(const Groups& g, int head, volatile uint8_t* asks, const Holds& holds) {
+  const int tokens = g.frames.tokens;
+  const int64_t first = static_cast<int64_t>(head) * tokens * kCandidates;
+  const int32_t* candidates = g.candidates + first;
+  const float* distances = g.distances + first;
+  for (int own = threadIdx.x; own < tokens; own += kScanned) {
+    int token = own, ask = 0;
+    while (true) {
+      const int at = token * kCandidates + ask;
+      const float distance = ask < kCandidates ? distances[at] : INFINITY;
+      asks[token] = static_cast<uint8_t>(distance < INFINITY ? ask : kCandidates);
+      if (!(distance < INFINITY)) break;
+      const Word word =
+          static_cast<Word>(__float_as_uint(distance)) << 32 | static_cast<unsigned>(token);
+      __threadfence_block();
+      const Word kept = atomicMin(holds(candidates[at]), word);
+      __threadfence_block();
+      if (kept == kNobody) break;
+      if (kept > word) {
+        token = static_cast<int>(kept & 0xffffffffU);
+        ask = asks[token];
       }
-    }
-    __syncthreads();
-    int taken = 0;
-    for (int token = threadIdx.x; token < tokens; token += kThreads) {
-      if (joins[token] >= 0) continue;
-      // The nearest group that nobody has taken; of two as near, the one with the lower number.
-      int best = -1;
-      for (int i = 0; i < kCandidates; ++i) {
-        if (!is_pair(token, i) || __ldcg(claim_of(token, i)) == kTaken) continue;
-        if (best < 0) {
-          best = i;
-          continue;
-        }
-        const float a = distances[token * kCandidates + i];
-        const float b = distances[token * kCandidates + best];
-        if (a < b || (a == b &&
-                      candidates[token * kCandidates + i] < candidates[token * kCandidates + best]))
-          best = i;
-      }
-      if (best < 0 || __ldcg(claim_of(token, best)) != word_of(token, best)) continue;
-      joins[token] = candidates[token * kCandidates + best];
-      ++taken;
-    }
-    goes_on = __syncthreads_or(taken) != 0;
-    // What was claimed is free again, but for what was taken.
-    for (int token = threadIdx.x; token < tokens && goes_on; token += kThreads) {
-      for (int i = 0; i < kCandidates; ++i) {
-        if (is_pair(token, i) && __ldcg(claim_of(token, i)) != kTaken)
-          __stcg(claim_of(token, i), kNobody);
-      }
-    }
-    __syncthreads();
-    for (int token = threadIdx.x; token < tokens && goes_on; token += kThreads) {
-      if (joins[token] >= 0) __stcg(g.claims + row_of(g, head, joins[token]), kTaken);
-    }
-    __syncthreads();
-  }
-  for (int token = threadIdx.x; token < tokens; token += kThreads) {
-    for (int i = 0; i < kCandidates; ++i) {
-      if (is_pair(token, i)) __stcg(claim_of(token, i), kNobody);
+      ++ask;
     }
   }
   __syncthreads();
-  const int warp = threadIdx.x / 32;
-  for (int token = warp; token < tokens; token += kWarps) {
-    if (joins[token] < 0) continue;
-    const Page<T> page =
-        Page<T>::of(g.layout, g.layout.history(head, old.page + token / kPageKeys));
-    merge<T, D>(g, first + token, row_of(g, head, joins[token]), static_cast<int>(old.frame), page,
-                token % kPageKeys, buffers[warp]);
+}
+
+// Grid: heads, layers. Dynamic shared memory: [kHeld] words, then a byte a key of the frame.
+__global__ void __launch_bounds__(kScanned)
+    pair_kernel(const Groups* __restrict__ layers, int step) {
+  extern __shared__ Word held[];
+  auto* asks = reinterpret_cast<volatile uint8_t*>(held + kHeld);
+  const Groups& g = layers[blockIdx.y];
+  const Retiring old = retiring(g, step);
+  if (!old.is_due) return;
+  const int head = blockIdx.x, tokens = g.frames.tokens, size = g.sizes[head];
+  const int64_t first = static_cast<int64_t>(head) * tokens;
+  const bool fits = size <= kHeld;
+  if (fits) {
+    for (int group = threadIdx.x; group < size; group += kScanned) held[group] = kNobody;
+    __syncthreads();
+    match(g, head, asks, [&](int group) { return held + group; });
+  } else {
+    match(g, head, asks, [&](int group) { return g.claims + row_of(g, head, group); });
   }
   int num_new = 0;
-  for (int begin = 0; begin < tokens; begin += kThreads) {
+  for (int begin = 0; begin < tokens; begin += kScanned) {
     const int token = begin + static_cast<int>(threadIdx.x);
-    const bool is_new = token < tokens && joins[token] < 0;
+    const int ask = token < tokens ? asks[token] : 0;
+    const bool is_new = token < tokens && ask == kCandidates;
     const Scan scan = block_scan(is_new ? 1 : 0);
     if (is_new) g.ranks[first + token] = num_new + scan.before;
     num_new += scan.total;
+    if (token >= tokens) continue;
+    const int group = is_new ? -1 : g.candidates[(first + token) * kCandidates + ask];
+    g.joins[first + token] = group;
+    if (is_new) continue;
+    const int64_t row = row_of(g, head, group);
+    ++g.counts[row];
+    g.newest[row] = static_cast<int32_t>(old.frame);
+    if (!fits) g.claims[row] = kNobody;
   }
   if (threadIdx.x == 0) g.num_new[head] = num_new;
   __syncthreads();
   if (g.shares) return;
-  const int over = g.capacity > 0 ? g.sizes[head] + num_new - g.capacity : 0;
-  if (over > 0)
-    choose(g, head, 1, over);
-  else
+  const int over = g.capacity > 0 ? size + num_new - g.capacity : 0;
+  if (over <= 0) {
     choose_none(g, head);
+  } else if (fits) {
+    for (int group = threadIdx.x; group < size; group += kScanned)
+      held[group] = order_of(g, head, group);
+    choose(g, head, 1, over, [&](int, int group) { return held[group]; });
+  } else {
+    choose(g, head, 1, over, [&](int, int group) { return order_of(g, head, group); });
+  }
 }
 
-// One block: heads share their budgets.
-__global__ void __launch_bounds__(kThreads) choose_shared_kernel(Groups g, int step) {
-  if (!retiring(g, step).is_due) return;
+// Grid: layers. Heads share their budgets.
+__global__ void __launch_bounds__(kScanned)
+    choose_shared_kernel(const Groups* __restrict__ layers, int step) {
+  const Groups& g = layers[blockIdx.x];
+  if (!g.shares || !retiring(g, step).is_due) return;
   const int heads = g.layout.num_heads;
   int over = -g.capacity * heads;
   for (int head = 0; head < heads; ++head) over += g.sizes[head] + g.num_new[head];
   if (over > 0) {
-    choose(g, 0, heads, over);
+    choose(g, 0, heads, over, [&](int head, int group) { return order_of(g, head, group); });
     return;
   }
   for (int head = 0; head < heads; ++head) choose_none(g, head);
+}
+
+constexpr int kRows = 32;  // keys of a block that merges
+
+template <int D>
+struct MergeRoom {
+  float moved[kRows][D];
+  float directions[D * kSigns];
+};
+
+// A warp: key `key` of the frame joins the group at `row`, whose count knows it. moved [D]: what
+// the group's key is mapped to now.
+template <typename T, int D>
+__device__ void merge(const Groups& g, int64_t key, int64_t row, int frame, const Page<T>& page,
+                      int slot, float* moved) {
+  const int lane = threadIdx.x % 32;
+  const int count = g.counts[row];
+  const auto share = static_cast<float>(1.0 / static_cast<double>(count));
+  const bool is_mean = g.key == GroupKey::kMean;
+  float square = 0;
+#pragma unroll
+  for (int d = lane; d < D; d += 32) {
+    float& own = g.keys[row * D + d];
+    const float before = own, joining = g.new_keys[key * D + d];
+    square = fmaf(joining - before, joining - before, square);
+    own = is_mean ? before + share * (joining - before) : joining;
+    float& image = g.mapped[row * D + d];
+    const float to = image + (is_mean ? share : 1.0F) * (g.new_mapped[key * D + d] - image);
+    image = to;
+    moved[d] = to;
+  }
+  constexpr int kPerChunk = Page<T>::kPerChunk;
+  for (int chunk = lane; chunk < D / kPerChunk; chunk += 32) {
+    float value[kPerChunk];
+    unpack<T>(page.value_chunk(slot, chunk), value);
+    float* own = g.values + row * D + chunk * kPerChunk;
+    for (int i = 0; i < kPerChunk; ++i) own[i] += share * (value[i] - own[i]);
+  }
+  const float distance = sqrtf(warp_sum(square));
+  see(g.seen + row * kSeen, frame);
+  if (lane != 0) return;
+  const float way = is_mean ? share : 1.0F;
+  g.radii[row] = fmaxf(g.radii[row] + way * distance, (1 - way) * distance);
+  g.stale[row] = 1;
+}
+
+// Grid: kRows keys each; heads; layers. A warp a key, then codes by all.
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * kRows)
+    join_kernel(const Groups* __restrict__ layers, int step) {
+  extern __shared__ uint4 memory[];
+  auto& room = *reinterpret_cast<MergeRoom<D>*>(memory);
+  __shared__ int64_t rows[kRows];  // of the groups; -1: none
+  const Groups& g = layers[blockIdx.z];
+  const Retiring old = retiring(g, step);
+  if (!old.is_due) return;
+  const int head = blockIdx.y, warp = threadIdx.x / 32, tokens = g.frames.tokens;
+  const int token = blockIdx.x * kRows + warp;
+  const int64_t key = static_cast<int64_t>(head) * tokens + token;
+  const int group = token < tokens ? g.joins[key] : -1;
+  const int64_t row = group < 0 ? -1 : row_of(g, head, group);
+  load_directions<D, 32 * kRows>(g, room.directions);
+  if (threadIdx.x % 32 == 0) rows[warp] = row;
+  if (row >= 0) {
+    const Page<T> page =
+        Page<T>::of(g.layout, g.layout.history(head, old.page + token / kPageKeys));
+    merge<T, D>(g, key, row, static_cast<int>(old.frame), page, token % kPageKeys,
+                room.moved[warp]);
+  }
+  __syncthreads();
+  write_codes<D, kRows, 32 * kRows>(
+      g, room.moved, room.directions, [&](int i) { return rows[i] >= 0; },
+      [&](int i) { return code_of_group(g, rows[i]); });
 }
 
 // A warp: the group at row `from` gets row `to`, page and all.
@@ -340,8 +343,11 @@ __device__ void move_group(const Groups& g, int64_t from, int64_t to) {
   }
 }
 
+// Grid: heads, layers.
 template <typename T, int D>
-__global__ void __launch_bounds__(kThreads) settle_kernel(Groups g, int step) {
+__global__ void __launch_bounds__(kScanned)
+    settle_kernel(const Groups* __restrict__ layers, int step) {
+  const Groups& g = layers[blockIdx.y];
   const Retiring old = retiring(g, step);
   if (!old.is_due) return;
   const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -353,7 +359,7 @@ __global__ void __launch_bounds__(kThreads) settle_kernel(Groups g, int step) {
   int gone = 0;
   if (cut != 0) {
     int tied = 0;
-    for (int begin = 0; begin < size; begin += kThreads) {
+    for (int begin = 0; begin < size; begin += kScanned) {
       const int group = begin + static_cast<int>(threadIdx.x);
       const Word order = group < size ? order_of(g, head, group) : kNobody;
       const Scan tie = block_scan(order == cut ? 1 : 0);
@@ -366,9 +372,9 @@ __global__ void __launch_bounds__(kThreads) settle_kernel(Groups g, int step) {
     // As if they left one by one, the last first, and the last group took each one's number: what
     // stands at size - i when the i-th leaves.
     const int kept = size - gone;
-    for (int i = threadIdx.x; i < gone; i += kThreads) tails[i] = 0;
+    for (int i = threadIdx.x; i < gone; i += kScanned) tails[i] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < gone; i += kThreads) {
+    for (int i = threadIdx.x; i < gone; i += kScanned) {
       if (leaving[i] >= kept) tails[leaving[i] - kept] = gone - i;
     }
     __syncthreads();
@@ -425,8 +431,10 @@ __global__ void __launch_bounds__(kThreads) settle_kernel(Groups g, int step) {
   }
 }
 
-// One block, a thread a head.
-__global__ void __launch_bounds__(kThreads) share_kernel(Groups g) {
+// Grid: layers; a thread a head.
+__global__ void __launch_bounds__(kScanned) share_kernel(const Groups* __restrict__ layers) {
+  const Groups& g = layers[blockIdx.x];
+  if (!g.takes_pages()) return;
   const int head = threadIdx.x;
   const bool is_head = head < g.layout.num_heads;
   const int room = g.frames.tokens * g.later_frames;
@@ -448,26 +456,65 @@ __global__ void __launch_bounds__(kThreads) share_kernel(Groups g) {
 
 }  // namespace
 
-void join_groups(const Groups& groups, int step, cudaStream_t stream) {
-  for_pages(groups.layout, [&]<typename T, int D>() {
-    join_kernel<T, D>
-        <<<static_cast<unsigned>(groups.layout.num_heads), kThreads, 0, stream>>>(groups, step);
+void pair_keys(const GroupBatch& batch, int step, cudaStream_t stream) {
+  const Groups& groups = *batch.host;
+  const dim3 grid(static_cast<unsigned>(groups.layout.num_heads),
+                  static_cast<unsigned>(batch.count));
+  const int bytes = kHeld * static_cast<int>(sizeof(Word)) + groups.frames.tokens;
+  check(cudaFuncSetAttribute(pair_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        "pairing keys");
+  pair_kernel<<<grid, kScanned, static_cast<size_t>(bytes), stream>>>(batch.layers, step);
+  check(cudaGetLastError(), "pairing keys");
+  if (std::any_of(batch.host, batch.host + batch.count, [](const Groups& g) { return g.shares; }))
+    choose_shared_kernel<<<static_cast<unsigned>(batch.count), kScanned, 0, stream>>>(batch.layers,
+                                                                                      step);
+  check(cudaGetLastError(), "choosing groups to go");
+}
+
+void join_groups(const GroupBatch& batch, int step, cudaStream_t stream) {
+  const Groups& groups = *batch.host;
+  const dim3 grid(static_cast<unsigned>((groups.frames.tokens + kRows - 1) / kRows),
+                  static_cast<unsigned>(groups.layout.num_heads),
+                  static_cast<unsigned>(batch.count));
+  for_pages(batch, [&]<typename T, int D>() {
+    constexpr int kBytes = static_cast<int>(sizeof(MergeRoom<D>));
+    check(cudaFuncSetAttribute(join_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               kBytes),
+          "joining groups");
+    join_kernel<T, D><<<grid, 32 * kRows, kBytes, stream>>>(batch.layers, step);
   });
   check(cudaGetLastError(), "joining groups");
 }
 
-void settle_groups(const Groups& groups, int step, cudaStream_t stream) {
-  if (groups.shares) choose_shared_kernel<<<1, kThreads, 0, stream>>>(groups, step);
-  for_pages(groups.layout, [&]<typename T, int D>() {
-    settle_kernel<T, D>
-        <<<static_cast<unsigned>(groups.layout.num_heads), kThreads, 0, stream>>>(groups, step);
+void settle_groups(const GroupBatch& batch, int step, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(batch.host->layout.num_heads),
+                  static_cast<unsigned>(batch.count));
+  for_pages(batch, [&]<typename T, int D>() {
+    settle_kernel<T, D><<<grid, kScanned, 0, stream>>>(batch.layers, step);
   });
   check(cudaGetLastError(), "settling groups");
 }
 
-void share_pages(const Groups& groups, cudaStream_t stream) {
-  share_kernel<<<1, kThreads, 0, stream>>>(groups);
+void share_pages(const GroupBatch& batch, cudaStream_t stream) {
+  share_kernel<<<static_cast<unsigned>(batch.count), kScanned, 0, stream>>>(batch.layers);
   check(cudaGetLastError(), "sharing pages");
+}
+
+void merge_frames(const GroupBatch& batch, cudaStream_t stream) {
+  int steps = 0;
+  for (int i = 0; i < batch.count; ++i) steps = std::max(steps, batch.host[i].chunk_frames);
+  for (int step = 0; step < steps; ++step) {
+    begin_merge(batch, step, stream);
+    map_keys(batch, step, stream);
+    search_groups(batch, step, stream);
+    pair_keys(batch, step, stream);
+    join_groups(batch, step, stream);
+    settle_groups(batch, step, stream);
+  }
+  show_groups(batch, stream);
+  if (std::any_of(batch.host, batch.host + batch.count,
+                  [](const Groups& g) { return g.takes_pages(); }))
+    share_pages(batch, stream);
 }
 
 }  // namespace longtake::cuda

@@ -2,11 +2,13 @@
 
 #include <cmath>
 
+#include "kv/block_scan.cuh"
 #include "kv/device_layout.cuh"
 
 namespace longtake::cuda {
 namespace {
 
+constexpr int kThreads = 256;
 constexpr int kParts = 4;  // blocks that share a page: a small chunk has few pages
 constexpr int kRows = kPageKeys / kParts;
 
@@ -63,17 +65,68 @@ __device__ float first_bad(const uint4& chunk) {
   return 0;
 }
 
-// Grid: parts of pages, heads.
+// Rows of the queries, as they are. One block a head.
 template <typename T>
-__global__ void __launch_bounds__(256)
-    fill_kernel(Fill fill, const uint4* k, const uint4* v, int tokens) {
+__device__ void keep_rows(const Asked& asked, int head, int heads, int chunks) {
+  const int stride = sampled_stride(asked.tokens);
+  const int count = (asked.tokens + stride - 1) / stride;
+  const auto* q = static_cast<const uint4*>(asked.q);
+  auto* rows = static_cast<uint4*>(asked.rows);
+  for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
+    const int row = i / chunks, chunk = i % chunks;
+    // The place in the stride changes from row to row, so that every column is looked at.
+    const int64_t token = min(row * stride + row / 4 % stride, asked.tokens - 1);
+    rows[(static_cast<int64_t>(row) * heads + head) * chunks + chunk] =
+        q[(token * heads + head) * chunks + chunk];
+  }
+}
+
+// Sums of a frame's rows, one block a head and frame: by turns of the rows, then all turns in
+// order.
+template <typename T>
+__device__ void sum_rows(const Asked& asked, int frame, int head, int heads, int chunks) {
+  constexpr int kCount = Page<T>::kPerChunk;
+  __shared__ float sums[kThreads * kCount];  // [turns, D]
+  const int tokens = asked.tokens / asked.frames, stride = sampled_stride(tokens);
+  const int first = stride / 2, count = (tokens - first + stride - 1) / stride;
+  const int turns = kThreads / chunks, turn = threadIdx.x / chunks, chunk = threadIdx.x % chunks;
+  const int head_dim = chunks * kCount;
+  const auto* q = static_cast<const uint4*>(asked.q);
+  float sum[kCount] = {};
+  for (int row = turn; row < count; row += turns) {
+    const int64_t token = static_cast<int64_t>(frame) * tokens + first + row * stride;
+    float x[kCount];
+    unpack<T>(q[(token * heads + head) * chunks + chunk], x);
+    for (int n = 0; n < kCount; ++n) sum[n] += x[n];
+  }
+  for (int n = 0; n < kCount; ++n) sums[turn * head_dim + chunk * kCount + n] = sum[n];
+  __syncthreads();
+  for (int channel = threadIdx.x; channel < head_dim; channel += blockDim.x) {
+    float total = 0;
+    for (int i = 0; i < turns; ++i) total += sums[i * head_dim + channel];
+    asked.sums[(static_cast<int64_t>(frame) * heads + head) * head_dim + channel] += total;
+  }
+  if (frame == 0 && threadIdx.x == 0) asked.num_rows[head] += count;
+}
+
+// Grid: parts of pages, then what is asked of the queries; heads.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    fill_kernel(Fill fill, const uint4* k, const uint4* v, int tokens, int parts) {
   const int head = blockIdx.y, block = blockIdx.x / kParts, part = blockIdx.x % kParts;
+  const int chunks = fill.layout.head_dim / Page<T>::kPerChunk;
+  if (static_cast<int>(blockIdx.x) >= parts) {
+    if (fill.asked.rows)
+      keep_rows<T>(fill.asked, head, gridDim.y, chunks);
+    else
+      sum_rows<T>(fill.asked, blockIdx.x - parts, head, gridDim.y, chunks);
+    return;
+  }
   const Slots slots = slots_of(fill, head, block, tokens);
   if (part == 0 && threadIdx.x == 0 && fill.filled)
     fill.filled[block * gridDim.y + head] = slots.count > 0 ? slots.page : -1;
   if (slots.count <= 0) return;
   const Page<T> page = Page<T>::of(fill.layout, slots.page);
-  const int chunks = fill.layout.head_dim / Page<T>::kPerChunk;
   for (int i = threadIdx.x; i < kRows * chunks; i += blockDim.x) {
     const int row = part * kRows + i / chunks, chunk = i % chunks;
     if (row < slots.slot) continue;
@@ -101,7 +154,7 @@ __device__ int64_t ring_frames_read(const Table& table, int64_t held) {
 }
 
 // One block.
-__global__ void __launch_bounds__(1024) table_kernel(Table table) {
+__device__ void write_one(const Table& table) {
   __shared__ int begin[kMostHeads + 1];
   __shared__ int64_t shared_held;
   const int heads = table.layout.num_heads;
@@ -111,9 +164,14 @@ __global__ void __launch_bounds__(1024) table_kernel(Table table) {
     if (table.joins > 0) {
       if (counters.held == 0) counters.first_frame = *table.clock;
       counters.held += table.joins;
+      ++counters.commits;
     }
     shared_held = counters.held;
   }
+  const auto groups_of = [&](int head) { return table.num_groups ? table.num_groups[head] : 0; };
+  const auto pages_for = [](int keys) { return (keys + kPageKeys - 1) / kPageKeys; };
+  const int own_head = threadIdx.x;
+  const int own_groups = own_head < heads ? groups_of(own_head) : 0;
   __syncthreads();
   const int64_t held = shared_held;
   const auto sink = static_cast<int>(table.is_ring ? min(held, int64_t{frames.sink}) : 0);
@@ -122,15 +180,17 @@ __global__ void __launch_bounds__(1024) table_kernel(Table table) {
   const int others =
       table.is_ring ? in_ring * frames.pages : static_cast<int>((held + kPageKeys - 1) / kPageKeys);
   const int fixed = table.work + sink_pages + others;
-  const auto groups_of = [&](int head) { return table.num_groups ? table.num_groups[head] : 0; };
-  const auto pages_for = [](int keys) { return (keys + kPageKeys - 1) / kPageKeys; };
-  if (threadIdx.x == 0) {
-    begin[0] = 0;
-    for (int head = 0; head < heads; ++head)
-      begin[head + 1] = begin[head] + fixed + pages_for(groups_of(head));
+  const Scan scan = block_scan(own_head < heads ? fixed + pages_for(own_groups) : 0);
+  if (own_head <= heads) {
+    const int own_begin = own_head < heads ? scan.before : scan.total;
+    begin[own_head] = own_begin;
+    table.begin[own_head] = own_begin;
+  }
+  if (own_head == 0 && heads == kMostHeads) {
+    begin[heads] = scan.total;
+    table.begin[heads] = scan.total;
   }
   __syncthreads();
-  for (int head = threadIdx.x; head <= heads; head += blockDim.x) table.begin[head] = begin[head];
   const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
   for (int head = threadIdx.x / 32; head < heads; head += warps) {
     const int count = begin[head + 1] - begin[head];
@@ -155,24 +215,32 @@ __global__ void __launch_bounds__(1024) table_kernel(Table table) {
   Told& told = *table.told;
   const int64_t frames_held = sink + min(max(held - frames.sink, int64_t{0}), table.ring_frames);
   const auto exact = static_cast<int>(table.is_ring ? frames_held * frames.tokens : held);
-  for (int head = threadIdx.x; head < heads; head += blockDim.x) {
-    told.entries()[head] = exact + groups_of(head);
+  if (own_head < heads) {
+    told.entries()[own_head] = exact + own_groups;
     auto* bad = reinterpret_cast<float*>(told.entries() + heads);
-    bad[head] = table.bad[head];
-    bad[heads + head] = table.bad[heads + head];
+    bad[own_head] = table.bad[own_head];
+    bad[heads + own_head] = table.bad[heads + own_head];
   }
   if (threadIdx.x == 0) {
     const Counters& counters = *table.counters;
     const int64_t own =
         table.is_ring ? frames_held * frames.pages : (held + kPageKeys - 1) / kPageKeys;
+    told.commits = counters.commits;
     told.held = held;
     told.first_frame = counters.first_frame;
     told.merged = counters.merged;
     told.evicted = counters.evicted;
     told.pages = own * heads + (begin[heads] - fixed * heads);
     told.group_pages = table.pool_used ? *table.pool_used : 0;
-    if (table.joins > 0) ++told.commits;
   }
+}
+
+__global__ void __launch_bounds__(kScanned) table_kernel(Table table) {
+  write_one(table);
+}
+
+__global__ void __launch_bounds__(kScanned) tables_kernel(const Table* tables) {
+  write_one(tables[blockIdx.x]);
 }
 
 // Grid: pages of the sink, heads; a thread a pair of channels of some rows.
@@ -229,19 +297,27 @@ int fill_pages(const Fill& fill, int64_t tokens) {
 }
 
 void fill(const Fill& fill, const void* k, const void* v, int64_t tokens, cudaStream_t stream) {
-  if (tokens == 0) return;
-  const dim3 grid(static_cast<unsigned>(fill_pages(fill, tokens) * kParts),
+  const int parts = tokens == 0 ? 0 : fill_pages(fill, tokens) * kParts;
+  const int asked = fill.asked.q == nullptr ? 0 : fill.asked.rows ? 1 : fill.asked.frames;
+  if (parts + asked == 0) return;
+  const dim3 grid(static_cast<unsigned>(parts + asked),
                   static_cast<unsigned>(fill.layout.num_heads));
   const auto kernel =
       fill.layout.format == PageFormat::kF32 ? fill_kernel<float> : fill_kernel<__nv_bfloat16>;
-  kernel<<<grid, 256, 0, stream>>>(fill, static_cast<const uint4*>(k), static_cast<const uint4*>(v),
-                                   static_cast<int>(tokens));
+  kernel<<<grid, kThreads, 0, stream>>>(fill, static_cast<const uint4*>(k),
+                                        static_cast<const uint4*>(v), static_cast<int>(tokens),
+                                        parts);
   check(cudaGetLastError(), "filling pages");
 }
 
 void write_table(const Table& table, cudaStream_t stream) {
-  table_kernel<<<1, 1024, 0, stream>>>(table);
+  table_kernel<<<1, kScanned, 0, stream>>>(table);
   check(cudaGetLastError(), "table of pages");
+}
+
+void write_tables(const Table* tables, int count, cudaStream_t stream) {
+  tables_kernel<<<static_cast<unsigned>(count), kScanned, 0, stream>>>(tables);
+  check(cudaGetLastError(), "tables of pages");
 }
 
 void move_sink(const Table& table, int to, int pairs, const double* speeds, cudaStream_t stream) {

@@ -1,6 +1,6 @@
 // How the pages of one layer lie in the store of a CUDA cache, what its kernels count, and the two
-// launches that all policies share: tokens into pages, and the table of the pages that attention
-// reads. CUDA builds only.
+// launches that all policies share: tokens into pages, and the tables of the pages that attention
+// reads, of many layers at once. CUDA builds only.
 //
 //   store: [work: W pages of head 0, of head 1, ...]
 //          [history page 0 of all heads, history page 1 of all heads, ...]
@@ -31,6 +31,8 @@ struct PageLayout {
   }
 
   size_t page_bytes() const { return paged_bytes(head_dim, format); }
+
+  bool operator==(const PageLayout&) const = default;
 };
 
 // Frames that stay for ever, then a ring of the most recent ones; each has pages of its own.
@@ -43,6 +45,8 @@ struct FrameRing {
     const int64_t slot = index < sink ? index : sink + (index - sink) % ring;
     return static_cast<int>(slot) * pages;
   }
+
+  bool operator==(const FrameRing&) const = default;
 };
 
 // Of one layer, on the device.
@@ -50,6 +54,7 @@ struct Counters {
   int64_t held = 0;         // frames committed (full: tokens), those that a window forgot included
   int64_t first_frame = 0;  // of the sink
   int64_t merged = 0, evicted = 0;
+  int64_t commits = 0;  // since the cache was made, reset or loaded
 };
 
 // What the host is told of one layer, in page-locked memory: this and, of every head, entries i32,
@@ -69,6 +74,25 @@ enum class FillPlace : uint8_t {
   kTokens   // behind counters->held tokens
 };
 
+// Of a pass's queries a policy looks at every stride-th.
+inline constexpr int kSampledQueries = 32;      // about; as tempcache.cpp
+inline constexpr int kMostSampledQueries = 64;  // of a chunk, or of a frame
+
+__host__ __device__ constexpr int sampled_stride(int tokens) {
+  return tokens < kSampledQueries ? 1 : tokens / kSampledQueries;
+}
+
+// What a policy takes of queries q [tokens, heads, D] in the pages' type while tokens are written
+// into pages: rows of the whole chunk, kept as they are, or sums of rows of each frame.
+struct Asked {
+  const void* q = nullptr;  // null: nothing
+  int tokens = 0;
+  void* rows = nullptr;         // [kMostSampledQueries, heads, D]; null: sums are wanted
+  int frames = 0;               // of the sums
+  float* sums = nullptr;        // [frames, heads, D], which grow
+  int32_t* num_rows = nullptr;  // [heads], which grow by the rows of a frame
+};
+
 struct Fill {
   PageLayout layout;
   FillPlace place = FillPlace::kWork;
@@ -76,12 +100,13 @@ struct Fill {
   const Counters* counters = nullptr;
   float* bad = nullptr;       // [2, heads], of keys and values; null: numbers are not looked at
   int32_t* filled = nullptr;  // [fill_pages, heads]: pages written, -1: none; null: not wanted
+  Asked asked;
 };
 
 // Pages of a head that fill_pages looks at.
 int fill_pages(const Fill& fill, int64_t tokens);
 
-// k, v [tokens, heads, D] into pages, with weight 1.
+// k, v [tokens, heads, D] into pages, with weight 1; `asked` is seen to in the same launch.
 void fill(const Fill& fill, const void* k, const void* v, int64_t tokens, cudaStream_t stream);
 
 // What the table shows, in this order: the chunk in work, the sink, the ring's frames from the
@@ -111,11 +136,15 @@ struct Table {
   // Out: as HeadPages.
   int32_t* begin = nullptr;
   int32_t* pages = nullptr;
+
+  bool operator==(const Table&) const = default;
 };
 
 inline constexpr int kMostHeads = 1024;
 
 void write_table(const Table& table, cudaStream_t stream);
+// tables [count] on the device.
+void write_tables(const Table* tables, int count, cudaStream_t stream);
 
 // Copies of the sink's pages, from history page `to` on, with keys turned so that the sink stands
 // just before the frames that table shows of the ring, which end before *clock: pair i < pairs by

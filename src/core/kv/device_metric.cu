@@ -8,80 +8,75 @@
 namespace longtake::cuda {
 namespace {
 
-constexpr int kSampled = 32;      // queries of a chunk, about: as tempcache.cpp
-constexpr int kMostSampled = 64;  // of them
-constexpr int kRows = 32;         // keys that a block maps at a time
+constexpr int kThreads = 256;
+constexpr int kRows = 32;  // keys that a block maps at a time
 constexpr float kReadWeight = 0.125F;
-
-template <typename T>
-__device__ float number(const T* x, int64_t at) {
-  return static_cast<float>(x[at]);
-}
 
 // The turns of one frame into shared memory [pairs], by all threads.
 __device__ void set_turns(const Groups& g, int64_t frame, float2* turns) {
   for (int i = threadIdx.x; i < g.pairs; i += blockDim.x) turns[i] = turn_of(g, i, frame);
 }
 
-// Grid: heads, slices of 32 rows of the moment.
+// The commit's sampled queries, without their temporal rotation, join the moment of the head. rows:
+// [kMostSampledQueries, D] in shared memory.
 template <typename T, int D>
-__global__ void __launch_bounds__(256) observe_kernel(Groups g, const T* q, int tokens) {
-  __shared__ float rows[kMostSampled][D + 1];
-  const int head = blockIdx.x, heads = gridDim.x;
-  const int stride = max(1, tokens / kSampled);
-  const int count = (tokens + stride - 1) / stride;
+__device__ void take_queries(const Groups& g, int head, float* rows) {
+  const int heads = g.layout.num_heads, stride = sampled_stride(g.asked_tokens);
+  const int count = (g.asked_tokens + stride - 1) / stride;
+  const auto* q = static_cast<const T*>(g.asked);
   const int64_t first = first_frame(g);
-  for (int i = threadIdx.x; i < count * (D / 2); i += blockDim.x) {
+  for (int i = threadIdx.x; i < count * (D / 2); i += kThreads) {
     const int row = i / (D / 2), pair = i % (D / 2);
-    const int token = min(row * stride + row / 4 % stride, tokens - 1);
-    const T* from = q + (static_cast<int64_t>(token) * heads + head) * D + 2 * pair;
-    float x[2] = {number(from, 0), number(from, 1)};
+    const int token = min(row * stride + row / 4 % stride, g.asked_tokens - 1);
+    const T* from = q + (static_cast<int64_t>(row) * heads + head) * D + 2 * pair;
+    float x[2] = {static_cast<float>(from[0]), static_cast<float>(from[1])};
     if (pair < g.pairs) {
       const float2 by = turn_of(g, pair, first + token / g.frames.tokens);
       turn<2>(x, 0, 1, &by, -1);
     }
-    rows[row][2 * pair] = x[0];
-    rows[row][2 * pair + 1] = x[1];
+    rows[row * D + 2 * pair] = x[0];
+    rows[row * D + 2 * pair + 1] = x[1];
   }
   __syncthreads();
   if (g.rule == MergeRule::kNats) {
-    for (int i = threadIdx.x; i < 32 * D; i += blockDim.x) {
-      const int a = blockIdx.y * 32 + i / D, b = i % D;
-      float sum = 0;
-      for (int row = 0; row < count; ++row) sum = fmaf(rows[row][a], rows[row][b], sum);
-      g.moments[(static_cast<int64_t>(head) * D + a) * D + b] += static_cast<double>(sum);
+    // Each thread a square of the moment.
+    constexpr int kSide = D / 16;
+    static_assert(kThreads == 256);
+    const int a = threadIdx.x / 16 * kSide, b = threadIdx.x % 16 * kSide;
+    float sums[kSide][kSide] = {};
+    for (int row = 0; row < count; ++row) {
+      alignas(16) float x[kSide], y[kSide];
+#pragma unroll
+      for (int i = 0; i < kSide; i += 4) {
+        *reinterpret_cast<float4*>(x + i) = *reinterpret_cast<float4*>(rows + row * D + a + i);
+        *reinterpret_cast<float4*>(y + i) = *reinterpret_cast<float4*>(rows + row * D + b + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kSide; ++i) {
+#pragma unroll
+        for (int j = 0; j < kSide; ++j) sums[i][j] = fmaf(x[i], y[j], sums[i][j]);
+      }
+    }
+    double* moment = g.moments + static_cast<int64_t>(head) * D * D;
+#pragma unroll
+    for (int i = 0; i < kSide; ++i) {
+#pragma unroll
+      for (int j = 0; j < kSide; j += 2) {
+        auto& two = *reinterpret_cast<double2*>(moment + (a + i) * D + b + j);
+        double2 sum = two;
+        sum.x += static_cast<double>(sums[i][j]);
+        sum.y += static_cast<double>(sums[i][j + 1]);
+        two = sum;
+      }
     }
   }
-  if (blockIdx.y > 0) return;
   if (threadIdx.x == 0) g.num_queries[head] += count;
-  if (g.most_error == 0) return;
-  for (int row = threadIdx.x; row < count; row += blockDim.x) {
+  for (int row = threadIdx.x; row < count && g.most_error != 0; row += kThreads) {
     float square = 0;
-    for (int i = 0; i < D; ++i) square = fmaf(rows[row][i], rows[row][i], square);
+    for (int i = 0; i < D; ++i) square = fmaf(rows[row * D + i], rows[row * D + i], square);
     atomicMax(g.longest_query, __float_as_int(sqrtf(square)));
   }
-}
-
-// Grid: heads, frames; threads: channels by parts of the rows.
-template <typename T, int D>
-__global__ void __launch_bounds__(8 * D) observe_reads_kernel(Groups g, const T* q, int tokens) {
-  constexpr int kParts = 8;
-  __shared__ float sums[kParts][D];
-  const int head = blockIdx.x, heads = gridDim.x, frame = blockIdx.y;
-  const int channel = threadIdx.x % D, part = threadIdx.x / D;
-  const int stride = max(1, tokens / kSampled);
-  float sum = 0;
-#pragma unroll 4
-  for (int token = stride / 2 + part * stride; token < tokens; token += kParts * stride) {
-    const int64_t row = static_cast<int64_t>(frame) * tokens + token;
-    sum += number(q, (row * heads + head) * D + channel);
-  }
-  sums[part][channel] = sum;
   __syncthreads();
-  if (part > 0) return;
-  for (int i = 1; i < kParts; ++i) sum += sums[i][channel];
-  g.read_sums[(static_cast<int64_t>(frame) * heads + head) * D + channel] += sum;
-  if (frame == 0 && channel == 0) g.num_read[head] += (tokens - stride / 2 + stride - 1) / stride;
 }
 
 // The chunk's reading queries join the mean of the head: a mean turns as its queries do.
@@ -137,14 +132,16 @@ __device__ void cholesky(double* a) {
   }
 }
 
-// One block a head: at the chunk's first step what reads have seen, and the metric when the queries
-// it stands for have doubled.
+// Grid: heads, layers. At the chunk's first step what reads and the commit's queries have seen, and
+// the metric when the queries it stands for have doubled.
 template <typename T, int D>
-__global__ void __launch_bounds__(256) refresh_kernel(Groups g, int step) {
+__global__ void __launch_bounds__(kThreads)
+    begin_kernel(const Groups* __restrict__ layers, int step) {
   extern __shared__ double moment[];  // [D, D]
   __shared__ float2 turns[kMostPairs];
   __shared__ float key[D];
   __shared__ double square;
+  const Groups& g = layers[blockIdx.y];
   const int head = blockIdx.x;
   if (step == 0) {
     if (head == 0) {
@@ -155,6 +152,7 @@ __global__ void __launch_bounds__(256) refresh_kernel(Groups g, int step) {
       }
     }
     if (g.takes_reads) take_reads<D>(g, head);
+    if (g.asked_tokens > 0) take_queries<T, D>(g, head, reinterpret_cast<float*>(moment));
   }
   const Retiring old = retiring(g, step);
   if (!old.is_due || (old.index & (old.index + 1)) != 0) return;
@@ -208,30 +206,40 @@ __global__ void __launch_bounds__(256) refresh_kernel(Groups g, int step) {
   if (threadIdx.x < D) g.centres[head * D + threadIdx.x] = centre;
 }
 
-// keys [kRows, D] in shared memory -> mapped [kRows, D] there.
+// What a block of map_kernel keeps in shared memory.
 template <int D>
-__device__ void map_rows(const Groups& g, int head, const float (*keys)[D], float (*mapped)[D]) {
-  constexpr int kGroups = 256 / D, kOwn = kRows / kGroups;
+struct MapRoom {
+  float keys[kRows][D];
+  float mapped[kRows][D];
+  float map[D * D];
+  float directions[D * kSigns];
+  float2 turns[kMostPairs];
+};
+
+// keys -> mapped, by all threads.
+template <int D>
+__device__ void map_rows(const Groups& g, int head, MapRoom<D>& room) {
+  constexpr int kOwn = kRows / (kThreads / D);
   const int column = threadIdx.x % D, first = threadIdx.x / D * kOwn;
   const float centre = g.centres[head * D + column];
   if (g.rule == MergeRule::kPaper) {
     for (int row = first; row < first + kOwn; ++row) {
+      const float* key = room.keys[row];
       double square = 0;
-      for (int i = 0; i < D; ++i) square += double{keys[row][i]} * double{keys[row][i]};
+      for (int i = 0; i < D; ++i) square += double{key[i]} * double{key[i]};
       const auto inverse = static_cast<float>(square > 0 ? 1.0 / sqrt(square) : 0.0);
-      mapped[row][column] = keys[row][column] * inverse - centre;
+      room.mapped[row][column] = key[column] * inverse - centre;
     }
     return;
   }
-  const float* map = g.maps + static_cast<int64_t>(head) * D * D + column;
   float sums[kOwn] = {};
   for (int i = 0; i < D; i += 4) {
     float by[4];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) by[n] = map[(i + n) * D];
+    for (int n = 0; n < 4; ++n) by[n] = room.map[(i + n) * D + column];
 #pragma unroll
     for (int row = 0; row < kOwn; ++row) {
-      const float4 x = *reinterpret_cast<const float4*>(&keys[first + row][i]);
+      const float4 x = *reinterpret_cast<const float4*>(&room.keys[first + row][i]);
       sums[row] = fmaf(x.x, by[0], sums[row]);
       sums[row] = fmaf(x.y, by[1], sums[row]);
       sums[row] = fmaf(x.z, by[2], sums[row]);
@@ -239,129 +247,132 @@ __device__ void map_rows(const Groups& g, int head, const float (*keys)[D], floa
     }
   }
 #pragma unroll
-  for (int row = 0; row < kOwn; ++row) mapped[first + row][column] = sums[row] - centre;
+  for (int row = 0; row < kOwn; ++row) room.mapped[first + row][column] = sums[row] - centre;
 }
 
-// Grid: blocks of kRows keys, then blocks that share the groups when the metric is new; heads.
+template <int D>
+__device__ void load_map(const Groups& g, int head, MapRoom<D>& room) {
+  load_directions<D, kThreads>(g, room.directions);
+  if (g.rule == MergeRule::kPaper) return;
+  const auto* from = reinterpret_cast<const float4*>(g.maps + static_cast<int64_t>(head) * D * D);
+#pragma unroll
+  for (int i = 0; i < D * D / 4; i += kThreads)
+    reinterpret_cast<float4*>(room.map)[i + threadIdx.x] = from[i + threadIdx.x];
+}
+
+// All groups anew, by blocks that share them.
+template <int D>
+__device__ void map_groups(const Groups& g, int head, int block, int blocks, MapRoom<D>& room) {
+  const int size = g.sizes[head];
+  load_map<D>(g, head, room);
+  for (int begin = block * kRows; begin < size; begin += blocks * kRows) {
+    const int count = min(kRows, size - begin);
+    __syncthreads();
+    for (int i = threadIdx.x; i < kRows * D; i += kThreads) {
+      const int64_t row = row_of(g, head, begin + min(i / D, count - 1));
+      room.keys[i / D][i % D] = g.keys[row * D + i % D];
+    }
+    __syncthreads();
+    map_rows<D>(g, head, room);
+    __syncthreads();
+    for (int i = threadIdx.x; i < count * D; i += kThreads)
+      g.mapped[row_of(g, head, begin + i / D) * D + i % D] = room.mapped[i / D][i % D];
+    write_codes<D, kRows, kThreads>(
+        g, room.mapped, room.directions, [&](int i) { return i < count; },
+        [&](int i) { return code_of_group(g, row_of(g, head, begin + i)); });
+  }
+}
+
+// Grid: blocks of kRows keys, then blocks that share the groups when the metric is new; heads;
+// layers.
 template <typename T, int D>
-__global__ void __launch_bounds__(256)
-    map_kernel(Groups g, int step, int key_blocks, bool only_groups) {
-  __shared__ alignas(16) float keys[kRows][D];
-  __shared__ float mapped[kRows][D];
-  __shared__ float2 turns[kMostPairs];
-  const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int code_bytes = Groups::code_bytes_of(g.ann, D);
-  const int tokens = g.frames.tokens;
-  if (static_cast<int>(blockIdx.x) >= key_blocks) {
-    if (!only_groups) {
-      const Retiring old = retiring(g, step);
-      if (!old.is_due || (old.index & (old.index + 1)) != 0) return;
-    }
-    const int size = g.sizes[head], stride = (gridDim.x - key_blocks) * kRows;
-    for (int begin = (blockIdx.x - key_blocks) * kRows; begin < size; begin += stride) {
-      const int count = min(kRows, size - begin);
-      __syncthreads();
-      for (int i = threadIdx.x; i < kRows * D; i += 256) {
-        const int64_t row = row_of(g, head, begin + min(i / D, count - 1));
-        keys[i / D][i % D] = g.keys[row * D + i % D];
-      }
-      __syncthreads();
-      map_rows<D>(g, head, keys, mapped);
-      __syncthreads();
-      for (int i = warp; i < count; i += 8) {
-        const int64_t row = row_of(g, head, begin + i);
-        for (int d = lane; d < D; d += 32) g.mapped[row * D + d] = mapped[i][d];
-        write_code<D>(g, mapped[i], g.codes + row * code_bytes, g.scales + row, g.squares + row);
-      }
-    }
+__global__ void __launch_bounds__(kThreads)
+    map_kernel(const Groups* __restrict__ layers, int step, int key_blocks, bool only_groups) {
+  extern __shared__ uint4 memory[];
+  auto& room = *reinterpret_cast<MapRoom<D>*>(memory);
+  const Groups& g = layers[blockIdx.z];
+  const int head = blockIdx.y, block = blockIdx.x, tokens = g.frames.tokens;
+  const Retiring old = retiring(g, step);
+  if (block >= key_blocks) {
+    if (only_groups || (old.is_due && (old.index & (old.index + 1)) == 0))
+      map_groups<D>(g, head, block - key_blocks, gridDim.x - key_blocks, room);
     return;
   }
-  const Retiring old = retiring(g, step);
   if (!old.is_due) return;
-  set_turns(g, old.frame, turns);
+  set_turns(g, old.frame, room.turns);
+  load_map<D>(g, head, room);
   __syncthreads();
   constexpr int kPerChunk = Page<T>::kPerChunk;
-  const int begin = blockIdx.x * kRows, count = min(kRows, tokens - begin);
-  for (int i = threadIdx.x; i < kRows * (D / kPerChunk); i += 256) {
+  const int begin = block * kRows, count = min(kRows, tokens - begin);
+  for (int i = threadIdx.x; i < kRows * (D / kPerChunk); i += kThreads) {
     const int row = i / (D / kPerChunk), chunk = i % (D / kPerChunk);
     const int token = begin + min(row, count - 1);
     const Page<T> page =
         Page<T>::of(g.layout, g.layout.history(head, old.page + token / kPageKeys));
     float x[kPerChunk];
     unpack<T>(page.key_chunk(token % kPageKeys, chunk), x);
-    turn<kPerChunk>(x, chunk * kPerChunk, g.pairs, turns, -1);
-    for (int n = 0; n < kPerChunk; ++n) keys[row][chunk * kPerChunk + n] = x[n];
+    turn<kPerChunk>(x, chunk * kPerChunk, g.pairs, room.turns, -1);
+    for (int n = 0; n < kPerChunk; ++n) room.keys[row][chunk * kPerChunk + n] = x[n];
   }
   __syncthreads();
-  map_rows<D>(g, head, keys, mapped);
+  map_rows<D>(g, head, room);
   __syncthreads();
-  for (int i = warp; i < count; i += 8) {
-    const int64_t row = static_cast<int64_t>(head) * tokens + begin + i;
-    for (int d = lane; d < D; d += 32) {
-      g.new_keys[row * D + d] = keys[i][d];
-      g.new_mapped[row * D + d] = mapped[i][d];
-    }
-    write_code<D>(g, mapped[i], g.new_codes + row * code_bytes, g.new_scales + row,
-                  g.new_squares + row);
+  const int64_t first = static_cast<int64_t>(head) * tokens + begin;
+  for (int i = threadIdx.x; i < count * D; i += kThreads) {
+    g.new_keys[first * D + i] = room.keys[i / D][i % D];
+    g.new_mapped[first * D + i] = room.mapped[i / D][i % D];
   }
+  write_codes<D, kRows, kThreads>(
+      g, room.mapped, room.directions, [&](int i) { return i < count; },
+      [&](int i) { return code_of_key(g, first + i); });
 }
 
-int group_blocks(const Groups& groups) {
-  constexpr int kMost = 16;  // of a head: seldom at work
-  return std::min(kMost, groups.most_pages * (kPageKeys / kRows));
+// Of a head: seldom at work.
+int group_blocks(const GroupBatch& batch) {
+  constexpr int kMost = 16;
+  int most = 0;
+  for (int i = 0; i < batch.count; ++i)
+    most = std::max(most, batch.host[i].most_pages * (kPageKeys / kRows));
+  return std::min(kMost, most);
 }
 
-}  // namespace
-
-void observe_queries(const Groups& groups, const void* q, int64_t tokens, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(groups.layout.num_heads),
-                  static_cast<unsigned>(groups.layout.head_dim / 32));
-  for_pages(groups.layout, [&]<typename T, int D>() {
-    observe_kernel<T, D>
-        <<<grid, 256, 0, stream>>>(groups, static_cast<const T*>(q), static_cast<int>(tokens));
-  });
-  check(cudaGetLastError(), "observing queries");
-}
-
-void observe_reads(const Groups& groups, const void* q, int64_t tokens, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(groups.layout.num_heads),
-                  static_cast<unsigned>(groups.chunk_frames));
-  for_pages(groups.layout, [&]<typename T, int D>() {
-    observe_reads_kernel<T, D><<<grid, 8 * D, 0, stream>>>(
-        groups, static_cast<const T*>(q), static_cast<int>(tokens / groups.chunk_frames));
-  });
-  check(cudaGetLastError(), "observing reads");
-}
-
-void refresh_metric(const Groups& groups, int step, cudaStream_t stream) {
-  for_pages(groups.layout, [&]<typename T, int D>() {
-    constexpr int kBytes = D * D * static_cast<int>(sizeof(double));
-    check(cudaFuncSetAttribute(refresh_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               kBytes),
-          "metric");
-    refresh_kernel<T, D>
-        <<<static_cast<unsigned>(groups.layout.num_heads), 256, kBytes, stream>>>(groups, step);
-  });
-  check(cudaGetLastError(), "metric");
-}
-
-void map_keys(const Groups& groups, int step, cudaStream_t stream) {
-  const int key_blocks = (groups.frames.tokens + kRows - 1) / kRows;
-  const dim3 grid(static_cast<unsigned>(key_blocks + group_blocks(groups)),
-                  static_cast<unsigned>(groups.layout.num_heads));
-  for_pages(groups.layout, [&]<typename T, int D>() {
-    map_kernel<T, D><<<grid, 256, 0, stream>>>(groups, step, key_blocks, false);
+void launch_map(const GroupBatch& batch, int step, int key_blocks, bool only_groups,
+                cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(key_blocks + group_blocks(batch)),
+                  static_cast<unsigned>(batch.host->layout.num_heads),
+                  static_cast<unsigned>(batch.count));
+  for_pages(batch, [&]<typename T, int D>() {
+    constexpr int kBytes = static_cast<int>(sizeof(MapRoom<D>));
+    check(
+        cudaFuncSetAttribute(map_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+        "mapping keys");
+    map_kernel<T, D>
+        <<<grid, kThreads, kBytes, stream>>>(batch.layers, step, key_blocks, only_groups);
   });
   check(cudaGetLastError(), "mapping keys");
 }
 
-void remap_groups(const Groups& groups, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(group_blocks(groups)),
-                  static_cast<unsigned>(groups.layout.num_heads));
-  for_pages(groups.layout, [&]<typename T, int D>() {
-    map_kernel<T, D><<<grid, 256, 0, stream>>>(groups, 0, 0, true);
+}  // namespace
+
+void begin_merge(const GroupBatch& batch, int step, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(batch.host->layout.num_heads),
+                  static_cast<unsigned>(batch.count));
+  for_pages(batch, [&]<typename T, int D>() {
+    constexpr int kBytes = D * D * static_cast<int>(sizeof(double));
+    check(cudaFuncSetAttribute(begin_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               kBytes),
+          "metric");
+    begin_kernel<T, D><<<grid, kThreads, kBytes, stream>>>(batch.layers, step);
   });
-  check(cudaGetLastError(), "mapping groups");
+  check(cudaGetLastError(), "metric");
+}
+
+void map_keys(const GroupBatch& batch, int step, cudaStream_t stream) {
+  launch_map(batch, step, (batch.host->frames.tokens + kRows - 1) / kRows, false, stream);
+}
+
+void remap_groups(const GroupBatch& batch, cudaStream_t stream) {
+  launch_map(batch, 0, 0, true, stream);
 }
 
 }  // namespace longtake::cuda

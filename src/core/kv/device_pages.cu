@@ -150,11 +150,11 @@ __device__ float2 key_pair(const unsigned char* page, int slot, int channel) {
 
 // One block a page, a thread a pair of channels.
 template <int D, PageFormat kFormat>
-__global__ void __launch_bounds__(D / 2)
-    summarise_kernel(const unsigned char* store, const int32_t* pages, __nv_bfloat162* means,
-                     float* weights, int32_t* counts) {
-  const int number = pages[blockIdx.x], channel = 2 * threadIdx.x;
+__device__ void summarise(const SummaryJob& job, int index) {
+  if (index >= job.count) return;
+  const int number = job.pages[index], channel = 2 * threadIdx.x;
   if (number < 0) return;
+  const auto* store = static_cast<const unsigned char*>(job.store);
   const unsigned char* page = store + static_cast<int64_t>(number) * paged_bytes(D, kFormat);
   constexpr size_t kMatrices =
       paged_bytes(D, kFormat) - kPageKeys * 4 - (kFormat == PageFormat::kFp8 ? 16 : 0);
@@ -176,12 +176,38 @@ __global__ void __launch_bounds__(D / 2)
     factor *= slots[kPageKeys];
     weight *= exp2f(slots[kPageKeys + 1]);
   }
-  means[static_cast<int64_t>(number) * (D / 2) + threadIdx.x] =
+  static_cast<__nv_bfloat162*>(job.means)[static_cast<int64_t>(number) * (D / 2) + threadIdx.x] =
       __floats2bfloat162_rn(sum.x * factor, sum.y * factor);
   if (threadIdx.x == 0) {
-    weights[number] = weight;
-    counts[number] = used;
+    job.weights[number] = weight;
+    job.counts[number] = used;
   }
+}
+
+template <int D, PageFormat kFormat>
+__global__ void __launch_bounds__(D / 2) summarise_kernel(SummaryJob job) {
+  summarise<D, kFormat>(job, blockIdx.x);
+}
+
+// Grid: pages, jobs.
+template <int D, PageFormat kFormat>
+__global__ void __launch_bounds__(D / 2) summarise_all_kernel(const SummaryJob* jobs) {
+  summarise<D, kFormat>(jobs[blockIdx.y], blockIdx.x);
+}
+
+// Calls body.template operator()<D, format>() for a kind of pages that has summaries.
+template <typename Body>
+void for_kind(int head_dim, PageFormat format, const Body& body) {
+  if (format == PageFormat::kFp8)
+    body.template operator()<128, PageFormat::kFp8>();
+  else if (format == PageFormat::kF32 && head_dim == 64)
+    body.template operator()<64, PageFormat::kF32>();
+  else if (format == PageFormat::kF32)
+    body.template operator()<128, PageFormat::kF32>();
+  else if (head_dim == 64)
+    body.template operator()<64, PageFormat::kBf16>();
+  else
+    body.template operator()<128, PageFormat::kBf16>();
 }
 
 }  // namespace
@@ -244,15 +270,20 @@ PageSummaries::PageSummaries(int64_t store_pages, int head_dim, PageFormat forma
 void PageSummaries::update(const void* store, const int32_t* pages, int count,
                            cudaStream_t stream) {
   if (count == 0) return;
-  const auto kernel = format_ == PageFormat::kFp8 ? summarise_kernel<128, PageFormat::kFp8>
-                      : format_ == PageFormat::kF32
-                          ? (head_dim_ == 64 ? summarise_kernel<64, PageFormat::kF32>
-                                             : summarise_kernel<128, PageFormat::kF32>)
-                          : (head_dim_ == 64 ? summarise_kernel<64, PageFormat::kBf16>
-                                             : summarise_kernel<128, PageFormat::kBf16>);
-  kernel<<<static_cast<unsigned>(count), static_cast<unsigned>(head_dim_ / 2), 0, stream>>>(
-      static_cast<const unsigned char*>(store), pages,
-      reinterpret_cast<__nv_bfloat162*>(means_.data()), weights_.data(), counts_.data());
+  for_kind(head_dim_, format_, [&]<int D, PageFormat kFormat>() {
+    summarise_kernel<D, kFormat>
+        <<<static_cast<unsigned>(count), D / 2, 0, stream>>>(job(store, pages, count));
+  });
+  check(cudaGetLastError(), "summaries of pages");
+}
+
+void PageSummaries::update_all(const SummaryJob* jobs, int num_jobs, int most_pages,
+                               cudaStream_t stream) const {
+  if (num_jobs == 0 || most_pages == 0) return;
+  const dim3 grid(static_cast<unsigned>(most_pages), static_cast<unsigned>(num_jobs));
+  for_kind(head_dim_, format_, [&]<int D, PageFormat kFormat>() {
+    summarise_all_kernel<D, kFormat><<<grid, D / 2, 0, stream>>>(jobs);
+  });
   check(cudaGetLastError(), "summaries of pages");
 }
 

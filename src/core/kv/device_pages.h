@@ -74,6 +74,19 @@ struct HeadPages {
   const int32_t* pages = nullptr;
 };
 
+// Pages of one store to be summed up: what was written.
+struct SummaryJob {
+  const void* store = nullptr;
+  const int32_t* pages = nullptr;  // [count]; numbers below 0 are none
+  int count = 0;
+  // Out, by number of the page: as PageSummaries.
+  void* means = nullptr;
+  float* weights = nullptr;
+  int32_t* counts = nullptr;
+
+  bool operator==(const SummaryJob&) const = default;
+};
+
 // What is known of each page of a store: what AnnSA chooses by (attention/page_lists.h).
 class PageSummaries {
  public:
@@ -82,6 +95,14 @@ class PageSummaries {
 
   // Looks at `count` pages again: after they were written. Numbers below 0 are skipped.
   void update(const void* store, const int32_t* pages, int count, cudaStream_t stream);
+
+  // The same later, by update_all().
+  SummaryJob job(const void* store, const int32_t* pages, int count) const {
+    return {store, pages, count, means_.data(), weights_.data(), counts_.data()};
+  }
+
+  // Jobs [num_jobs] on the device, of stores of this kind; none has more than most_pages pages.
+  void update_all(const SummaryJob* jobs, int num_jobs, int most_pages, cudaStream_t stream) const;
 
   const void* means() const { return means_.data(); }  // bf16 [store_pages, D]
 

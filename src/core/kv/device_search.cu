@@ -4,22 +4,30 @@
 // Both kinds of code are 8-bit vectors whose dot product ranks the groups: signs as +-1, of which
 // 48 - dot is twice the number that differ, and quantised vectors, which with their scales give a
 // squared distance. So the search is a product of matrices on the tensor cores, and what is left to
-// do for a pair is one comparison. A warp keeps 32 queries; what passes a query's bar goes to its
-// list in shared memory, and when a list is full the best 8 of it set a new bar.
-#include <algorithm>
+// do for a pair is one comparison with the query's bar. A warp keeps 32 queries; what passes a bar
+// goes to the query's list in shared memory, and a list that is full is cut to its best 8, the last
+// of which is the new bar.
+//
+// The first bar comes from a look at some of the groups that keeps no names: their lanes are
+// disjoint parts, so that the 8th best of the parts' best is no better than the 8th best of all.
+// Where keys are few (a frame of a small model) the 8 warps of a block share the groups of the same
+// 32 queries, their parts and their lists; where they are many every warp has queries of its own,
+// and what the warps read of the groups they read together.
 #include <cmath>
+#include <type_traits>
 
 #include "kv/device_groups.cuh"
 
 namespace longtake::cuda {
 namespace {
 
-constexpr int kWarps = 4, kTiles = 2;  // of a block; of 16 queries, a warp's
-constexpr int kBlockQueries = kWarps * kTiles * 16;
-constexpr int kRoom = 32;         // of a list, beside its best
-constexpr int kStep = 8;          // groups a warp looks at at once
-using Word = unsigned long long;  // rank above, group below
+constexpr int kWarps = 8, kTiles = 2;  // of a block; of 16 queries, a warp's
+constexpr int kQueries = kTiles * 16;  // of a warp
+constexpr int kStep = 8;               // groups a warp looks at at once
+constexpr int kRoom = 40;              // of a list
+using Word = unsigned long long;       // rank above, group below
 constexpr Word kNone = ~0ULL;
+constexpr unsigned kFarthest = ~0U;  // a rank
 
 // D += A B: 16 x 32 and 32 x 8 of 8 bits.
 __device__ inline void multiply(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
@@ -51,178 +59,183 @@ __device__ inline Word best_of(Word a, Word b) {
   return own;
 }
 
-// Floats (not NaN) in their order.
+// Floats (not NaN) in their order, and back.
 __device__ inline unsigned rank_of(float x) {
   const unsigned bits = __float_as_uint(x);
   return bits >> 31 ? ~bits : bits | 0x80000000U;
 }
 
-// A warp's list of one query: its best, then what came since.
-struct Lists {
-  Word words[kTiles * 16][kCandidates + kRoom];
-};
-
-// kBytes: of a code. kSignCodes: by hashing. Grid: tiles of queries, heads, splits of the groups.
-template <int kBytes, bool kSignCodes>
-__global__ void __launch_bounds__(kWarps * 32) search_kernel(Groups g, int step) {
-  constexpr int kChunks = kBytes / 64;  // 16 bytes a lane; codes are read in the order they lie
-  extern __shared__ Lists lists[];
-  if (!retiring(g, step).is_due) return;
-  const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int quad = lane / 4, in_quad = lane % 4;
-  const int tokens = g.frames.tokens;
-  const int first = blockIdx.x * kBlockQueries + warp * kTiles * 16;
-  if (first >= tokens) return;
-  Lists& own = lists[warp];
-  uint4 a[kTiles][2][kChunks];
-  float scale[kTiles][2], square[kTiles][2];
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = min(first + tile * 16 + half * 8 + quad, tokens - 1);
-      const int64_t row = static_cast<int64_t>(head) * tokens + token;
-#pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk)
-        a[tile][half][chunk] =
-            *reinterpret_cast<const uint4*>(g.new_codes + row * kBytes + chunk * 64 + in_quad * 16);
-      if constexpr (!kSignCodes) {
-        scale[tile][half] = g.new_scales[row];
-        square[tile][half] = g.new_squares[row];
-      }
-    }
-  }
-  for (int i = lane; i < kTiles * 16 * (kCandidates + kRoom); i += 32)
-    own.words[i / (kCandidates + kRoom)][i % (kCandidates + kRoom)] = kNone;
-  __syncwarp();
-  int count[kTiles][2] = {};
-  // Passes what is nearer: signs by their dot product, else by the distance.
-  int bar_dot[kTiles][2];
-  float bar[kTiles][2];
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    for (int half = 0; half < 2; ++half) {
-      bar_dot[tile][half] = -1000;
-      bar[tile][half] = INFINITY;
-    }
-  }
-  // The list of row `row` of a tile is cut to its best, by the whole warp.
-  const auto cut = [&](int tile, int half, int in_half) {
-    Word* words = own.words[tile * 16 + half * 8 + in_half];
-    __syncwarp();
-    const Word best = best_of(words[lane], lane < kCandidates ? words[32 + lane] : kNone);
-    __syncwarp();
-    words[lane] = best;
-    if (lane < kCandidates) words[32 + lane] = kNone;
-    __syncwarp();
-    const Word last = __shfl_sync(~0U, best, kCandidates - 1);
-    if (quad == in_half) {
-      count[tile][half] = 0;
-      if (last != kNone) {
-        const auto rank = static_cast<unsigned>(last >> 32);
-        if constexpr (kSignCodes)
-          bar_dot[tile][half] = kSigns - static_cast<int>(rank);
-        else
-          bar[tile][half] = __uint_as_float(rank >> 31 ? rank & 0x7fffffffU : ~rank);
-      }
-    }
-  };
-  const int size = g.sizes[head];
-  const int steps = (size + kStep - 1) / kStep;
-  const int begin = static_cast<int>(static_cast<int64_t>(steps) * blockIdx.z / gridDim.z);
-  const int end = static_cast<int>(static_cast<int64_t>(steps) * (blockIdx.z + 1) / gridDim.z);
-  const auto row_at = [&](int at) {
-    return row_of(g, head, min(at * kStep, max(size - 1, 0)) / kStep * kStep);
-  };
-  const auto load = [&](int at, uint4(&b)[kChunks]) {
-    const int8_t* code = g.codes + (row_at(at) + quad) * kBytes + in_quad * 16;
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk)
-      b[chunk] = *reinterpret_cast<const uint4*>(code + chunk * 64);
-  };
-  uint4 b[kChunks] = {};
-  if (begin < end) load(begin, b);
-  for (int at = begin; at < end; ++at) {
-    uint4 next[kChunks];
-    load(min(at + 1, end - 1), next);
-    float own_scale[2], own_square[2];
-    if constexpr (!kSignCodes) {
-      const int64_t row = row_at(at) + 2 * in_quad;
-      for (int i = 0; i < 2; ++i) {
-        own_scale[i] = g.scales[row + i];
-        own_square[i] = g.squares[row + i];
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      int dot[4] = {};
-#pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        const uint4 low = a[tile][0][chunk], high = a[tile][1][chunk];
-        multiply(dot, low.x, high.x, low.y, high.y, b[chunk].x, b[chunk].y);
-        multiply(dot, low.z, high.z, low.w, high.w, b[chunk].z, b[chunk].w);
-      }
-      bool passes[4];
-      float distance[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int half = i / 2;
-        if constexpr (kSignCodes) {
-          passes[i] = dot[i] > bar_dot[tile][half];
-        } else {
-          // Rounded as on the CPU.
-          const float product =
-              __fmul_rn(__fmul_rn(__fmul_rn(2.0F, scale[tile][half]), own_scale[i % 2]),
-                        static_cast<float>(dot[i]));
-          distance[i] = __fsub_rn(__fadd_rn(square[tile][half], own_square[i % 2]), product);
-          passes[i] = distance[i] < bar[tile][half];
-        }
-      }
-      if (!__any_sync(~0U, passes[0] || passes[1] || passes[2] || passes[3])) continue;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int half = i / 2, group = at * kStep + 2 * in_quad + i % 2;
-        const bool enters = passes[i] && group < size;
-        const unsigned quads = __ballot_sync(~0U, enters) >> (lane & ~3) & 0xfU;
-        if (enters) {
-          const unsigned rank =
-              kSignCodes ? static_cast<unsigned>(kSigns - dot[i]) : rank_of(distance[i]);
-          own.words[tile * 16 + half * 8 + quad]
-                   [kCandidates + count[tile][half] + __popc(quads & ((1U << in_quad) - 1))] =
-              static_cast<Word>(rank) << 32 | static_cast<unsigned>(group);
-        }
-        count[tile][half] += __popc(quads);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        unsigned full = __ballot_sync(~0U, count[tile][half] > kRoom - kStep);
-        for (; full != 0; full &= full - 1) {
-          const int leader = __ffs(static_cast<int>(full)) - 1;
-          if (leader % 4 == 0) cut(tile, half, leader / 4);
-        }
-      }
-    }
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) b[chunk] = next[chunk];
-  }
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < 8; ++i) {
-        const int token = first + tile * 16 + half * 8 + i;
-        if (token >= tokens) break;
-        cut(tile, half, i);
-        if (lane < kCandidates)
-          g.found[((static_cast<int64_t>(head) * tokens + token) * kMostSplits + blockIdx.z) *
-                      kCandidates +
-                  lane] = own.words[tile * 16 + half * 8 + i][lane];
-      }
-    }
-  }
+__device__ inline float value_of(unsigned rank) {
+  return __uint_as_float(rank >> 31 ? rank & 0x7fffffffU : ~rank);
 }
 
-// Whether the group's key would stay within the error of all its members.
+// How near a group is to a query, by signs: their dot product, the more the nearer.
+struct SignRule {
+  using Value = int;
+  static constexpr Value kWorst = -1000;
+
+  __device__ static bool is_nearer(Value a, Value b) { return a > b; }
+
+  __device__ static unsigned rank(Value x) { return static_cast<unsigned>(kSigns - x); }
+
+  // What passes has a lower rank.
+  __device__ static Value bar(unsigned rank) {
+    return rank == kFarthest ? kWorst : kSigns - static_cast<int>(rank);
+  }
+};
+
+// By quantised vectors: their squared distance.
+struct QuantRule {
+  using Value = float;
+  static constexpr Value kWorst = INFINITY;
+
+  __device__ static bool is_nearer(Value a, Value b) { return a < b; }
+
+  __device__ static unsigned rank(Value x) { return rank_of(x); }
+
+  __device__ static Value bar(unsigned rank) {
+    return rank == kFarthest ? INFINITY : value_of(rank);
+  }
+};
+
+// A warp's list of each of its queries.
+struct Lists {
+  Word words[kQueries][kRoom];
+  int counts[kQueries];
+};
+
+// Ranks of the best of every part: of a query 8 by each warp.
+struct Parts {
+  unsigned best[kQueries][kWarps * 8];
+};
+
+union Room {
+  Lists lists[kWarps];
+  Parts parts;
+};
+
+// The codes of a warp's queries as left operands, and what is known of them.
+template <int kBytes, bool kSignCodes>
+class Queries {
+ public:
+  static constexpr int kChunks = kBytes / 64;  // 16 bytes a lane; codes are read as they lie
+  using Rule = std::conditional_t<kSignCodes, SignRule, QuantRule>;
+  using Value = typename Rule::Value;
+
+  __device__ Queries(const Groups& g, int head, int first) {
+    const int lane = threadIdx.x % 32, quad = lane / 4, in_quad = lane % 4;
+    const int tokens = g.frames.tokens;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int token = min(first + tile * 16 + half * 8 + quad, tokens - 1);
+        const int64_t row = static_cast<int64_t>(head) * tokens + token;
+#pragma unroll
+        for (int chunk = 0; chunk < kChunks; ++chunk)
+          code_[tile][half][chunk] = *reinterpret_cast<const uint4*>(g.new_codes + row * kBytes +
+                                                                     chunk * 64 + in_quad * 16);
+        if constexpr (!kSignCodes) {
+          scale_[tile][half] = g.new_scales[row];
+          square_[tile][half] = g.new_squares[row];
+        }
+      }
+    }
+  }
+
+  // Eight groups: codes as right operand, scales and squares of two.
+  struct Step {
+    uint4 code[kChunks];
+    float2 scale, square;
+  };
+
+  // out: of rows quad and quad + 8 of the tile and groups 2 in_quad and 2 in_quad + 1, row by row.
+  __device__ void measure(int tile, const Step& step, Value (&out)[4]) const {
+    // Sums that start at the bits of 1.5 * 2^23 are floats as they stand: |dot| < 2^22.
+    constexpr int kStart = kSignCodes ? 0 : 0x4b400000;
+    int dot[4] = {kStart, kStart, kStart, kStart};
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const uint4 low = code_[tile][0][chunk], high = code_[tile][1][chunk], b = step.code[chunk];
+      multiply(dot, low.x, high.x, low.y, high.y, b.x, b.y);
+      multiply(dot, low.z, high.z, low.w, high.w, b.z, b.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (kSignCodes) {
+        out[i] = dot[i];
+      } else {
+        // Rounded as on the CPU.
+        const int half = i / 2;
+        const float scale = i % 2 ? step.scale.y : step.scale.x;
+        const float square = i % 2 ? step.square.y : step.square.x;
+        const float product = __fmul_rn(__fmul_rn(__fmul_rn(2.0F, scale_[tile][half]), scale),
+                                        __fsub_rn(__int_as_float(dot[i]), 0x1.8p23F));
+        out[i] = __fsub_rn(__fadd_rn(square_[tile][half], square), product);
+      }
+    }
+  }
+
+ private:
+  uint4 code_[kTiles][2][kChunks];
+  float scale_[kTiles][2], square_[kTiles][2];
+};
+
+// Reads codes of one head's groups, eight at a time.
+template <int kBytes, bool kSignCodes>
+class Steps {
+ public:
+  using Step = typename Queries<kBytes, kSignCodes>::Step;
+
+  __device__ Steps(const Groups& g, int head)
+      : pages_(g.pages + static_cast<int64_t>(head) * g.most_pages),
+        codes_(g.codes),
+        scales_(g.scales),
+        squares_(g.squares) {}
+
+  __device__ Step load(int at) const {
+    constexpr int kPerPage = kPageKeys / kStep;
+    const int lane = threadIdx.x % 32;
+    const int64_t row = int64_t{__ldg(pages_ + at / kPerPage)} * kPageKeys + at % kPerPage * kStep;
+    const int8_t* code = codes_ + (row + lane / 4) * kBytes + lane % 4 * 16;
+    Step out;
+#pragma unroll
+    for (int chunk = 0; chunk < kBytes / 64; ++chunk)
+      out.code[chunk] = __ldg(reinterpret_cast<const uint4*>(code + chunk * 64));
+    if constexpr (!kSignCodes) {
+      out.scale = __ldg(reinterpret_cast<const float2*>(scales_ + row + 2 * (lane % 4)));
+      out.square = __ldg(reinterpret_cast<const float2*>(squares_ + row + 2 * (lane % 4)));
+    }
+    return out;
+  }
+
+  // Calls body(at, step) for at = begin, begin + stride, ... < end; loads run ahead.
+  template <typename Body>
+  __device__ void for_each(int begin, int end, int stride, const Body& body) const {
+    constexpr int kAhead = 2;
+    if (begin >= end) return;
+    Step ahead[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) ahead[i] = load(min(begin + i * stride, end - 1));
+    for (int at = begin; at < end; at += kAhead * stride) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int own = at + i * stride;
+        if (own >= end) break;
+        const Step step = ahead[i];
+        ahead[i] = load(min(own + kAhead * stride, end - 1));
+        body(own, step);
+      }
+    }
+  }
+
+ private:
+  const int32_t* pages_;
+  const int8_t* codes_;
+  const float *scales_, *squares_;
+};
+
+// Whether the group's key would stay within the error of all its members. By a warp.
 template <int D>
 __device__ bool may_join(const Groups& g, int64_t key, int64_t row) {
   if (g.most_error == 0) return true;
@@ -239,18 +252,11 @@ __device__ bool may_join(const Groups& g, int64_t key, int64_t row) {
          static_cast<double>(g.most_error);
 }
 
-// A warp a key.
+// A warp: exact distances of the candidates that its first lanes hold, from the nearest on.
 template <int D>
-__global__ void __launch_bounds__(256) measure_kernel(Groups g, int step, int splits) {
-  if (!retiring(g, step).is_due) return;
-  const int lane = threadIdx.x % 32, head = blockIdx.y, tokens = g.frames.tokens;
-  const int token = blockIdx.x * 8 + threadIdx.x / 32;
-  if (token >= tokens) return;
-  const int64_t key = static_cast<int64_t>(head) * tokens + token;
-  const Word* found = g.found + key * kMostSplits * kCandidates;
-  const int count = splits * kCandidates;
-  const Word best =
-      best_of(lane < count ? found[lane] : kNone, lane + 32 < count ? found[lane + 32] : kNone);
+__device__ void write_candidates(const Groups& g, int head, int token, Word best) {
+  const int lane = threadIdx.x % 32;
+  const int64_t key = static_cast<int64_t>(head) * g.frames.tokens + token;
   int64_t rows[kCandidates];
   int groups[kCandidates];
   float squares[kCandidates] = {};
@@ -260,6 +266,7 @@ __global__ void __launch_bounds__(256) measure_kernel(Groups g, int step, int sp
     groups[i] = word == kNone ? -1 : static_cast<int>(word & 0xffffffffU);
     rows[i] = groups[i] < 0 ? 0 : row_of(g, head, groups[i]);
   }
+#pragma unroll
   for (int d = lane; d < D; d += 32) {
     const float own = g.new_mapped[key * D + d];
 #pragma unroll
@@ -268,52 +275,244 @@ __global__ void __launch_bounds__(256) measure_kernel(Groups g, int step, int sp
       squares[i] = fmaf(way, way, squares[i]);
     }
   }
+  float own_square = INFINITY;
+  int own_group = -1;
 #pragma unroll
   for (int i = 0; i < kCandidates; ++i) {
     const float square = warp_sum(squares[i]);
     bool near = groups[i] >= 0 && square < g.most_square;
     if (near) near = may_join<D>(g, key, rows[i]);
-    if (lane != 0) continue;
-    g.candidates[key * kCandidates + i] = groups[i];
-    g.distances[key * kCandidates + i] = near ? square : INFINITY;
+    if (lane != i) continue;
+    own_group = groups[i];
+    own_square = near ? square : INFINITY;
+  }
+  int place = 0;
+#pragma unroll
+  for (int i = 0; i < kCandidates; ++i) {
+    const float square = __shfl_sync(~0U, own_square, i);
+    const int group = __shfl_sync(~0U, own_group, i);
+    const bool is_before =
+        square < own_square ||
+        (square == own_square && (group < own_group || (group == own_group && i < lane)));
+    place += is_before ? 1 : 0;
+  }
+  if (lane >= kCandidates) return;
+  g.candidates[key * kCandidates + place] = own_group;
+  g.distances[key * kCandidates + place] = own_square;
+}
+
+// kBytes: of a code. kSignCodes: by hashing. kShares: warps that share the groups of the same
+// queries. Grid: tiles of queries, heads, layers.
+template <int D, int kBytes, bool kSignCodes, int kShares>
+__global__ void __launch_bounds__(kWarps * 32, 2)
+    search_kernel(const Groups* __restrict__ layers, int step) {
+  using Own = Queries<kBytes, kSignCodes>;
+  using Rule = typename Own::Rule;
+  using Value = typename Rule::Value;
+  extern __shared__ uint4 memory[];
+  auto& room = *reinterpret_cast<Room*>(memory);
+  const Groups& g = layers[blockIdx.z];
+  if (!retiring(g, step).is_due) return;
+  const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int quad = lane / 4, in_quad = lane % 4;
+  const int share = warp % kShares;
+  const int tokens = g.frames.tokens;
+  const int first = (blockIdx.x * (kWarps / kShares) + warp / kShares) * kQueries;
+  if (first >= tokens) return;  // of all warps that share
+  const int size = g.most_square > 0 ? g.sizes[head] : 0;
+  const Own queries(g, head, first);
+  const Steps<kBytes, kSignCodes> steps(g, head);
+  // Shares are every kShares-th step.
+  const int all_steps = (size + kStep - 1) / kStep, full_steps = size / kStep;
+
+  // The first bar.
+  Value best[kTiles][4];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    for (Value& x : best[tile]) x = Rule::kWorst;
+  }
+  constexpr int kEnough = 512;  // steps of which every one is looked at
+  const int apart = min(max(full_steps / kEnough, 1), 4);
+  steps.for_each(share, full_steps, kShares * apart, [&](int, const typename Own::Step& groups) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      Value values[4];
+      queries.measure(tile, groups, values);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (Rule::is_nearer(values[i], best[tile][i])) best[tile][i] = values[i];
+      }
+    }
+  });
+  Value bars[kTiles][2];
+  if constexpr (kShares == 1) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Value a = best[tile][2 * half], b = best[tile][2 * half + 1];
+        Value last = Rule::is_nearer(a, b) ? b : a;
+        for (int way = 1; way < 4; way *= 2) {
+          const Value other = __shfl_xor_sync(~0U, last, way);
+          if (Rule::is_nearer(last, other)) last = other;
+        }
+        bars[tile][half] = last == Rule::kWorst ? Rule::kWorst : Rule::bar(Rule::rank(last) + 1);
+      }
+    }
+  } else {
+    static_assert(kShares == kWarps, "parts of a block's warps");
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Value x = best[tile][i];
+        room.parts.best[tile * 16 + i / 2 * 8 + quad][share * 8 + in_quad * 2 + i % 2] =
+            x == Rule::kWorst ? kFarthest : Rule::rank(x);
+      }
+    }
+    __syncthreads();
+    constexpr int kOwn = kQueries / kWarps;
+    unsigned last[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const unsigned* parts = room.parts.best[warp * kOwn + i];
+      const Word found = best_of(static_cast<Word>(parts[lane]) << 32 | lane,
+                                 static_cast<Word>(parts[32 + lane]) << 32 | (32 + lane));
+      last[i] = static_cast<unsigned>(__shfl_sync(~0U, found, kCandidates - 1) >> 32);
+    }
+    __syncthreads();
+    if (lane == 0) {
+      for (int i = 0; i < kOwn; ++i) room.parts.best[warp * kOwn + i][0] = last[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const unsigned rank = room.parts.best[tile * 16 + half * 8 + quad][0];
+        bars[tile][half] = rank == kFarthest ? Rule::kWorst : Rule::bar(rank + 1);
+      }
+    }
+    __syncthreads();
+  }
+
+  // What passes.
+  Lists& own = room.lists[warp];
+  own.counts[lane] = 0;
+  __syncwarp();
+  // The list of a query is cut to its best, by the whole warp.
+  const auto cut = [&](int query) {
+    Word* words = own.words[query];
+    const int count = own.counts[query];
+    __syncwarp();
+    const Word found =
+        best_of(lane < count ? words[lane] : kNone, lane + 32 < count ? words[lane + 32] : kNone);
+    __syncwarp();
+    if (lane < kCandidates) words[lane] = found;
+    if (lane == 0) own.counts[query] = min(count, kCandidates);
+    __syncwarp();
+    const Word last = __shfl_sync(~0U, found, kCandidates - 1);
+    if (last == kNone) return;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (query == tile * 16 + half * 8 + quad)
+          bars[tile][half] = Rule::bar(static_cast<unsigned>(last >> 32));
+      }
+    }
+  };
+  steps.for_each(share, all_steps, kShares, [&](int at, const typename Own::Step& groups) {
+    Value values[kTiles][4];
+    bool any = false;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      queries.measure(tile, groups, values[tile]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) any |= Rule::is_nearer(values[tile][i], bars[tile][i / 2]);
+    }
+    if (!__any_sync(~0U, any)) return;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int group = at * kStep + 2 * in_quad + i % 2;
+        if (!Rule::is_nearer(values[tile][i], bars[tile][i / 2]) || group >= size) continue;
+        const int query = tile * 16 + i / 2 * 8 + quad;
+        const int place = atomicAdd(&own.counts[query], 1);
+        own.words[query][place] =
+            static_cast<Word>(Rule::rank(values[tile][i])) << 32 | static_cast<unsigned>(group);
+      }
+    }
+    __syncwarp();
+    unsigned full = __ballot_sync(~0U, own.counts[lane] > kRoom - kStep);
+    for (; full != 0; full &= full - 1) cut(__ffs(static_cast<int>(full)) - 1);
+  });
+
+  // The best of all shares, exactly.
+  if constexpr (kShares == 1) {
+    __syncwarp();
+    for (int query = 0; query < min(kQueries, tokens - first); ++query) {
+      const Word* words = own.words[query];
+      const int count = own.counts[query];
+      const Word found =
+          best_of(lane < count ? words[lane] : kNone, lane + 32 < count ? words[lane + 32] : kNone);
+      write_candidates<D>(g, head, first + query, found);
+    }
+  } else {
+    __syncthreads();
+    constexpr int kOwn = kQueries / kWarps;
+    for (int i = 0; i < kOwn; ++i) {
+      const int query = warp * kOwn + i;
+      if (first + query >= tokens) break;
+      int counts[kShares], total = 0;
+#pragma unroll
+      for (int other = 0; other < kShares; ++other) {
+        counts[other] = room.lists[other].counts[query];
+        total += counts[other];
+      }
+      Word found = kNone;
+      for (int begin = 0; begin < total; begin += 32) {
+        Word word = kNone;
+        int at = begin + lane;
+#pragma unroll
+        for (int other = 0; other < kShares; ++other) {
+          if (at >= 0 && at < counts[other]) word = room.lists[other].words[query][at];
+          at -= counts[other];
+        }
+        found = best_of(word, found);
+      }
+      write_candidates<D>(g, head, first + query, found);
+    }
   }
 }
 
 }  // namespace
 
-void search_groups(const Groups& groups, int step, cudaStream_t stream) {
-  const int tiles = (groups.frames.tokens + kBlockQueries - 1) / kBlockQueries;
-  const int heads = groups.layout.num_heads;
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(heads),
-                  static_cast<unsigned>(search_splits(groups)));
-  constexpr int kBytes = kWarps * static_cast<int>(sizeof(Lists));
-  const auto launch = [&](auto kernel) {
+void search_groups(const GroupBatch& batch, int step, cudaStream_t stream) {
+  const Groups& groups = *batch.host;
+  const int tokens = groups.frames.tokens;
+  const auto launch = [&](auto kernel, int shares) {
+    const int block_queries = kWarps / shares * kQueries;
+    const dim3 grid(static_cast<unsigned>((tokens + block_queries - 1) / block_queries),
+                    static_cast<unsigned>(groups.layout.num_heads),
+                    static_cast<unsigned>(batch.count));
+    constexpr int kBytes = static_cast<int>(sizeof(Room));
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
           "search");
-    kernel<<<grid, kWarps * 32, kBytes, stream>>>(groups, step);
+    kernel<<<grid, kWarps * 32, kBytes, stream>>>(batch.layers, step);
   };
-  if (groups.ann == AnnEngine::kLsh)
-    launch(search_kernel<64, true>);
-  else if (groups.layout.head_dim == 64)
-    launch(search_kernel<64, false>);
-  else
-    launch(search_kernel<128, false>);
-  check(cudaGetLastError(), "search");
-}
-
-int search_splits(const Groups& groups) {
-  constexpr int kWarpsWanted = 132 * 16;
-  const int tiles = (groups.frames.tokens + kBlockQueries - 1) / kBlockQueries;
-  return std::clamp(kWarpsWanted / (tiles * kWarps * groups.layout.num_heads), 1, kMostSplits);
-}
-
-void measure_candidates(const Groups& groups, int step, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((groups.frames.tokens + 7) / 8),
-                  static_cast<unsigned>(groups.layout.num_heads));
+  constexpr int kMany = 512;  // tokens of a frame
   for_head_dim(groups.layout.head_dim, [&]<int D>() {
-    measure_kernel<D><<<grid, 256, 0, stream>>>(groups, step, search_splits(groups));
+    const bool shared = tokens <= kMany;
+    if (groups.ann == AnnEngine::kLsh)
+      shared ? launch(search_kernel<D, 64, true, kWarps>, kWarps)
+             : launch(search_kernel<D, 64, true, 1>, 1);
+    else
+      shared ? launch(search_kernel<D, D, false, kWarps>, kWarps)
+             : launch(search_kernel<D, D, false, 1>, 1);
   });
-  check(cudaGetLastError(), "measuring candidates");
+  check(cudaGetLastError(), "search");
 }
 
 }  // namespace longtake::cuda

@@ -2,6 +2,7 @@
 // what it means. What a head holds, how much of it merges and when, is counted on the device.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <istream>
 #include <ostream>
 #include <utility>
@@ -56,7 +57,8 @@ class DeviceTempCache final : public DeviceCache {
     }
     allocate({pages_for(options.chunk_frames * options.tokens_per_frame),
               (frames_.sink + frames_.ring) * frames_.pages, pool});
-    make_rows(pool);
+    // A head that shares a budget may get nearly all of it.
+    make_rows(pool, shares() ? pool : pool / heads);
     reset();
   }
 
@@ -72,47 +74,46 @@ class DeviceTempCache final : public DeviceCache {
     const auto wanted = [&](int64_t commits) {
       return told().group_pages + commits * options_.num_heads * (chunk_pages_ + 1);
     };
-    if (wanted(prepared_ - told().commits) <= room_.pool) return false;
+    // So may the largest, which has taken what the next chunk can fill.
+    const auto wanted_by_one = [&](int64_t commits) {
+      return pages_for(entries()) + (commits + 1) * (chunk_pages_ + 1);
+    };
+    const auto fits = [&](int64_t commits) {
+      return wanted(commits) <= room_.pool && wanted_by_one(commits) <= most_pages_;
+    };
+    if (fits(prepared_ - told().commits)) return false;
     check(cudaStreamSynchronize(stream()), "cache");  // the host may be ahead of what it was told
-    const int64_t pool = wanted(prepared_ - told().commits);
-    if (pool <= room_.pool) return false;
-    const auto grown = static_cast<int>(std::max(pool, int64_t{2} * room_.pool));
-    allocate({room_.work, room_.history, grown});
-    make_rows(grown);
+    const int64_t commits = prepared_ - told().commits;
+    if (fits(commits)) return false;
+    const auto grown = [](int64_t want, int now) {
+      return want <= now ? now : static_cast<int>(std::max(want, int64_t{2} * now));
+    };
+    const int pool = grown(wanted(commits), room_.pool);
+    if (pool > room_.pool) allocate({room_.work, room_.history, pool});
+    make_rows(pool, grown(wanted_by_one(commits), most_pages_));
     return true;
   }
 
   void observe_queries(Context&, View q, ChunkPosition position) override {
-    expect_shape("observe_queries", q, {q.dim(0), options_.num_heads, options_.head_dim});
-    expect_dtype("observe_queries", q, options_.dtype);
-    check_frames("observe_queries", q, position);
-    cuda::observe_queries(groups(), q.raw(), q.dim(0), stream());
+    join_commits();
+    ask(asked_of_commit(q, position));
   }
 
   void observe_reads(Context&, View q) override {
-    if (merge_.bias != GroupBias::kAges) return;
-    expect_shape("observe_reads", q, {q.dim(0), options_.num_heads, options_.head_dim});
-    expect_dtype("observe_reads", q, options_.dtype);
-    // Of passes over other numbers of frames nothing is learnt.
-    if (q.dim(0) != options_.chunk_frames * options_.tokens_per_frame) return;
-    cuda::observe_reads(groups(), q.raw(), q.dim(0), stream());
+    join_commits();
+    ask(asked_of_reads(q));
+  }
+
+  void read_chunk(Context&, View q, View k, View v) override {
+    write_current(k, v, asked_of_reads(q));
+  }
+
+  void commit_chunk(Context&, View q, View k, View v, ChunkPosition position) override {
+    commit_asked(wants_queries() ? asked_of_commit(q, position) : Asked{}, k, v, position);
   }
 
   void commit(Context&, View k, View v, ChunkPosition position) override {
-    check_tokens("commit", k, v);
-    check_frames("commit", k, position);
-    const int64_t most = options_.chunk_frames, tokens = options_.tokens_per_frame;
-    enqueued_ += (position.num_frames + most - 1) / most;
-    LONGTAKE_CHECK(capacity() > 0 || enqueued_ <= asked_, "prepare_chunk: ", asked_,
-                   " chunks, not ", enqueued_);
-    for (int64_t begin = 0; begin < position.num_frames; begin += most) {
-      const int64_t end = std::min(begin + most, position.num_frames);
-      Groups part = groups();
-      part.chunk_frames = static_cast<int>(end - begin);
-      part.offset = begin;
-      part.takes_reads = merge_.bias == GroupBias::kAges && position.num_frames == most;
-      commit_part(part, k.rows(begin * tokens, end * tokens), v.rows(begin * tokens, end * tokens));
-    }
+    commit_asked({}, k, v, position);
   }
 
   bool is_bounded() const override { return told().evicted == 0; }
@@ -123,10 +124,11 @@ class DeviceTempCache final : public DeviceCache {
     };
     return DeviceCache::bytes() + of(keys_, values_, mapped_, scales_, squares_, radii_, codes_,
                                      counts_, newest_, seen_, stale_, claims_, phases_, moments_,
-                                     maps_, new_keys_, new_mapped_, found_);
+                                     maps_, new_keys_, new_mapped_);
   }
 
   void reset() override {
+    join_commits();
     const auto clear = [&](const auto& array) {
       check(cudaMemsetAsync(array.data(), 0, array.size() * sizeof(*array.data()), stream()),
             "cache");
@@ -147,12 +149,13 @@ class DeviceTempCache final : public DeviceCache {
     fill_free_pages(0, room_.pool);
     DeviceCache::reset();
     if (takes_pages()) {
-      share_pages(groups(), stream());
+      share_pages(batch_->on_device(groups()), stream());
       finish(0);
       check(cudaStreamSynchronize(stream()), "cache");
     }
     prepared_ = told().commits;
     asked_ = enqueued_ = 0;
+    asked_tokens_ = 0;
   }
 
  protected:
@@ -273,7 +276,7 @@ class DeviceTempCache final : public DeviceCache {
     put(get<int32_t>(in, 1), 0, longest_query_);
     if (!in) return false;
     check(cudaDeviceSynchronize(), "cache");
-    remap_groups(groups(), stream());
+    remap_groups(batch_->on_device(groups()), stream());
     return true;
   }
 
@@ -351,34 +354,75 @@ class DeviceTempCache final : public DeviceCache {
     }
     put(sizes, 0, sizes_);
     if (!takes_pages()) return true;
-    int64_t wanted = 0;
-    for (const int32_t size : sizes) wanted += pages_for(size) + chunk_pages_ + 1;
-    if (wanted > room_.pool) {
-      if (shares()) return false;
-      allocate({room_.work, room_.history, static_cast<int>(wanted)});
-      make_rows(room_.pool);
+    int64_t wanted = 0, most = most_pages_;
+    for (const int32_t size : sizes) {
+      const int64_t own = pages_for(size) + chunk_pages_ + 1;
+      wanted += own;
+      most = std::max(most, own);
     }
-    share_pages(groups(), stream());
+    if (wanted > room_.pool || most > most_pages_) {
+      if (shares()) return false;
+      if (wanted > room_.pool) allocate({room_.work, room_.history, static_cast<int>(wanted)});
+      make_rows(room_.pool, static_cast<int>(most));
+    }
+    share_pages(batch_->on_device(groups()), stream());
     check(cudaStreamSynchronize(stream()), "cache");
     return true;
   }
 
-  void commit_part(const Groups& part, View k, View v) {
-    append(FillPlace::kFrames, k, v);
-    begin_beside();
-    for (int step = 0; step < part.chunk_frames; ++step) {
-      refresh_metric(part, step, stream());
-      map_keys(part, step, stream());
-      if (most_square_ > 0) search_groups(part, step, stream());
-      measure_candidates(part, step, stream());
-      join_groups(part, step, stream());
-      settle_groups(part, step, stream());
+  Asked asked_of_commit(View q, ChunkPosition position) {
+    expect_shape("observe_queries", q, {q.dim(0), options_.num_heads, options_.head_dim});
+    expect_dtype("observe_queries", q, options_.dtype);
+    check_frames("observe_queries", q, position);
+    Asked asked;
+    asked.q = q.raw();
+    asked.tokens = asked_tokens_ = static_cast<int>(q.dim(0));
+    asked.rows = asked_rows_.data();
+    return asked;
+  }
+
+  // Nothing, if nothing is learnt from the pass.
+  Asked asked_of_reads(View q) const {
+    if (merge_.bias != GroupBias::kAges) return {};
+    expect_shape("observe_reads", q, {q.dim(0), options_.num_heads, options_.head_dim});
+    expect_dtype("observe_reads", q, options_.dtype);
+    if (q.dim(0) != options_.chunk_frames * options_.tokens_per_frame) return {};
+    Asked asked;
+    asked.q = q.raw();
+    asked.tokens = static_cast<int>(q.dim(0));
+    asked.frames = static_cast<int>(options_.chunk_frames);
+    asked.sums = read_sums_.data();
+    asked.num_rows = num_read_.data();
+    return asked;
+  }
+
+  void ask(const Asked& asked) const {
+    Fill job;
+    job.layout = layout();
+    job.asked = asked;
+    fill(job, nullptr, nullptr, 0, stream());
+  }
+
+  void commit_asked(const Asked& asked, View k, View v, ChunkPosition position) {
+    check_tokens("commit", k, v);
+    check_frames("commit", k, position);
+    const int64_t most = options_.chunk_frames, tokens = options_.tokens_per_frame;
+    enqueued_ += (position.num_frames + most - 1) / most;
+    LONGTAKE_CHECK(capacity() > 0 || enqueued_ <= asked_, "prepare_chunk: ", asked_,
+                   " chunks, not ", enqueued_);
+    for (int64_t begin = 0; begin < position.num_frames; begin += most) {
+      const int64_t end = std::min(begin + most, position.num_frames);
+      append(FillPlace::kFrames, k.rows(begin * tokens, end * tokens),
+             v.rows(begin * tokens, end * tokens), begin == 0 ? asked : Asked{});
+      Groups part = groups();
+      part.chunk_frames = static_cast<int>(end - begin);
+      part.offset = begin;
+      part.takes_reads = merge_.bias == GroupBias::kAges && position.num_frames == most;
+      part.asked_tokens = std::exchange(asked_tokens_, 0);
+      batch_->add(part);
+      summarise_later(shown_.data(), static_cast<int>(shown_.size()));
+      finish(part.chunk_frames);
     }
-    show_groups(part, stream());
-    summarise(shown_.data(), static_cast<int>(shown_.size()));
-    if (takes_pages()) share_pages(part, stream());
-    finish(part.chunk_frames);
-    end_beside();
   }
 
   // Most groups of a head; 0: no budget.
@@ -441,9 +485,8 @@ class DeviceTempCache final : public DeviceCache {
     new_codes_ = DeviceArray<int8_t>(keys * code);
     new_scales_ = DeviceArray<float>(keys);
     new_squares_ = DeviceArray<float>(keys);
-    found_ = DeviceArray<unsigned long long>(keys * kMostSplits * kCandidates);
-    // Nothing is found where nothing is searched for.
-    check(cudaMemset(found_.data(), 0xff, found_.size() * sizeof(unsigned long long)), "cache");
+    asked_rows_ =
+        DeviceArray<std::byte>(kMostSampledQueries * heads * dim * size_of(options_.dtype));
     candidates_ = DeviceArray<int32_t>(keys * kCandidates);
     distances_ = DeviceArray<float>(keys * kCandidates);
     joins_ = DeviceArray<int32_t>(keys);
@@ -456,8 +499,8 @@ class DeviceTempCache final : public DeviceCache {
     tails_ = DeviceArray<int32_t>(leaving);
   }
 
-  // Room for the groups of so many pages; what is there stays.
-  void make_rows(int pool) {
+  // Room for the groups of so many pages, and for so many of a head; what is there stays.
+  void make_rows(int pool, int most_pages) {
     const auto rows = static_cast<size_t>(pool) * kPageKeys;
     const auto dim = static_cast<size_t>(options_.head_dim);
     const auto grow = [&]<typename T>(DeviceArray<T>& array, size_t count) {
@@ -484,7 +527,7 @@ class DeviceTempCache final : public DeviceCache {
     check(cudaMemset(claims_.data(), 0xff, rows * sizeof(unsigned long long)), "cache");
     const auto heads = static_cast<size_t>(options_.num_heads);
     const int before = most_pages_;
-    const auto most = static_cast<size_t>(takes_pages() ? pool : pool / static_cast<int>(heads));
+    const auto most = static_cast<size_t>(most_pages);
     DeviceArray<int32_t> pages = zeros<int32_t>(heads * most);
     if (before > 0)
       check(cudaMemcpy2D(pages.data(), most * sizeof(int32_t), pages_.data(),
@@ -493,7 +536,7 @@ class DeviceTempCache final : public DeviceCache {
                          cudaMemcpyDeviceToDevice),
             "growth of a cache");
     std::swap(pages_, pages);
-    most_pages_ = static_cast<int>(most);
+    most_pages_ = most_pages;
     if (options_.page_summaries) shown_ = DeviceArray<int32_t>(heads * most);
     const auto held = static_cast<int>(free_pages_.size());
     grow(free_pages_, static_cast<size_t>(pool));
@@ -568,6 +611,7 @@ class DeviceTempCache final : public DeviceCache {
     g.num_free = num_free_.data();
     g.pool_used = pool_used_.data();
     g.shown = shown_.data();
+    g.asked = asked_rows_.data();
     g.moments = moments_.data();
     g.num_queries = num_queries_.data();
     g.maps = maps_.data();
@@ -582,7 +626,6 @@ class DeviceTempCache final : public DeviceCache {
     g.new_codes = new_codes_.data();
     g.new_scales = new_scales_.data();
     g.new_squares = new_squares_.data();
-    g.found = found_.data();
     g.candidates = candidates_.data();
     g.distances = distances_.data();
     g.joins = joins_.data();
@@ -602,6 +645,7 @@ class DeviceTempCache final : public DeviceCache {
   int64_t prepared_ = 0;  // commits that there is room for, counted like told().commits
   int64_t asked_ = 0;     // the same since the last reset
   int64_t enqueued_ = 0;  // commits that no replay made
+  int asked_tokens_ = 0;  // of the queries that the next commit has rows of
   DeviceArray<double> speeds_, moments_;
   DeviceArray<float> phases_, directions_, maps_, centres_, read_sums_, readers_;
   DeviceArray<int64_t> ring_frames_, num_queries_;
@@ -617,7 +661,8 @@ class DeviceTempCache final : public DeviceCache {
   // Of the frame in work.
   DeviceArray<float> new_keys_, new_mapped_, new_scales_, new_squares_, distances_;
   DeviceArray<int8_t> new_codes_;
-  DeviceArray<unsigned long long> found_, cuts_;
+  DeviceArray<unsigned long long> cuts_;
+  DeviceArray<std::byte> asked_rows_;  // of queries, in the pages' type
   DeviceArray<int32_t> candidates_, joins_, ranks_, num_new_, cut_ties_, leaving_, tails_;
 };
 

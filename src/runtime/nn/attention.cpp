@@ -39,8 +39,7 @@ void attend_and_project(Context& ctx, const Attention& layer, View q, const KvVi
 // The clean chunk's keys and values join the history; q is looked at if the cache wants it.
 void join_history(Context& ctx, View q, View k, View v, ChunkPosition position, Memory& memory) {
   const auto start = std::chrono::steady_clock::now();
-  if (memory.cache->wants_queries()) memory.cache->observe_queries(ctx, q, position);
-  memory.cache->commit(ctx, k, v, position);
+  memory.cache->commit_chunk(ctx, q, k, v, position);
   memory.commit_ms += ms_since(start);
 }
 
@@ -116,7 +115,11 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
   const View k = heads.k.rows(unread_tokens, h.dim(0));
   const View v = heads.v.rows(unread_tokens, h.dim(0));
   set_buckets(memory, buckets, unread_tokens);
-  memory.cache->set_current(ctx, k, v);
+  const View asked = q.rows(unread_tokens, h.dim(0));
+  if (commit)
+    memory.cache->set_current(ctx, k, v);
+  else
+    memory.cache->read_chunk(ctx, asked, k, v);
   const KvView kv = memory.cache->view();
   std::optional<Selection> selection;
   if (sparse && memory.selector != nullptr) {
@@ -128,11 +131,7 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
     memory.select_ms += ms_since(start);
   }
   attend_and_project(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);
-  const View asked = q.rows(unread_tokens, h.dim(0));
-  if (commit)
-    join_history(ctx, asked, k, v, *commit, memory);
-  else
-    memory.cache->observe_reads(ctx, asked);
+  if (commit) join_history(ctx, asked, k, v, *commit, memory);
 }
 
 void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,

@@ -23,7 +23,7 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   clock_ = Tensor::zeros(ctx.device(), DType::kI64, {1});
   CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   memory.clock = clock_;
-  memory.commits_beside = true;
+  memory.batch = make_commit_batch(ctx);
   memory.page_summaries = method.sparse_self;
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (size_t n = 0; n < layers_.size(); ++n) {
@@ -111,7 +111,7 @@ void Rollout::velocity(Context& ctx, int64_t step, View z, View out, PassObserve
 
 void Rollout::remember(Context& ctx, View z, PassObserver* observer) {
   model_.transformer.commit(ctx, z, pass(frame_steps(), observer), {frame_, 1});
-  // Commits of the layers run side by side, and beside the pass.
+  // All layers in one set of launches.
   for (LayerState& layer : layers_) layer.memory.cache->join_commits();
 }
 

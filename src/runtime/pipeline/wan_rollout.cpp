@@ -218,7 +218,7 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
   clock_ = Tensor::zeros(ctx.device(), DType::kI64, {1});
   cache.clock = clock_;
   cache.chunk_frames = options_.chunk_frames;
-  cache.commits_beside = true;
+  cache.batch = make_commit_batch(ctx);
   cache.page_summaries = method().sparse_self;
   const int64_t frame_pages = (sizes.frame_tokens + kPageTokens - 1) / kPageTokens;
   layers_.resize(static_cast<size_t>(sizes.num_layers));
@@ -305,7 +305,7 @@ void WanRollout::commit(Context& ctx, View x, const wan::Pass& pass, ChunkPositi
   clean_clock_.mark(0);
   run(ctx, /*commits=*/true, pass, [&] {
     transformer_.commit(ctx, x, pass, position);
-    // Commits of the layers run side by side, and beside the pass.
+    // All layers in one set of launches.
     for (LayerState& layer : layers_) layer.memory.cache->join_commits();
   });
   clean_clock_.mark(1);
