@@ -56,20 +56,29 @@ __device__ inline void turn(float* x, int channel, int pairs, const float2* turn
   }
 }
 
-// Where a code goes; scale and square only of quantised ones.
+// Where a code goes; scale, square and inverse (of a group) only of quantised ones.
 struct Code {
   int8_t* code;
   float *scale, *square;
+  float2* inverse;
 };
+
+// What search_kernel compares dot products of codes with: 1 / (2 scale), and the square over that,
+// less what rounding may do. What has no scale is never refused.
+__device__ inline float2 inverse_of(float scale, float square) {
+  if (!(scale > 0)) return {0, -1e30F};
+  const float inverse = 0.5F / scale;
+  return {inverse, square * inverse * (1 - 0x1p-20F)};
+}
 
 __device__ inline Code code_of_group(const Groups& g, int64_t row) {
   return {g.codes + row * Groups::code_bytes_of(g.ann, g.layout.head_dim), g.scales + row,
-          g.squares + row};
+          g.squares + row, g.inverses + row};
 }
 
 __device__ inline Code code_of_key(const Groups& g, int64_t key) {
   return {g.new_codes + key * Groups::code_bytes_of(g.ann, g.layout.head_dim), g.new_scales + key,
-          g.new_squares + key};
+          g.new_squares + key, nullptr};
 }
 
 __device__ inline float warp_sum(float x) {
@@ -132,8 +141,10 @@ __device__ inline void write_codes(const Groups& g, const float (*rows)[D], cons
     sum = __reduce_add_sync(~0U, sum);
     if (lane == 0) {
       const float s = __fdiv_rn(peak, 127.0F);
+      const float square = __fmul_rn(__fmul_rn(s, s), static_cast<float>(sum));
       *code.scale = s;
-      *code.square = __fmul_rn(__fmul_rn(s, s), static_cast<float>(sum));
+      *code.square = square;
+      if (code.inverse) *code.inverse = inverse_of(s, square);
     }
   }
 }

@@ -78,6 +78,7 @@ struct Groups {
   float* mapped = nullptr;                      // [rows, D]
   int8_t* codes = nullptr;                      // [rows, code_bytes()]
   float *scales = nullptr, *squares = nullptr;  // [rows]: of quantised codes
+  float2* inverses = nullptr;                   // [rows]: inverse_of() them
   int32_t *counts = nullptr, *newest = nullptr;
   float* radii = nullptr;
   Seen* seen = nullptr;                  // [rows, kSeen]

@@ -336,6 +336,7 @@ __device__ void move_group(const Groups& g, int64_t from, int64_t to) {
     target.weights()[slot] = source.weights()[at];
     g.scales[to] = g.scales[from];
     g.squares[to] = g.squares[from];
+    g.inverses[to] = g.inverses[from];
     g.counts[to] = g.counts[from];
     g.newest[to] = g.newest[from];
     g.radii[to] = g.radii[from];
@@ -415,6 +416,7 @@ __global__ void __launch_bounds__(kScanned)
       target.weights()[slot] = 1;
       g.scales[row] = g.new_scales[key];
       g.squares[row] = g.new_squares[key];
+      g.inverses[row] = inverse_of(g.new_scales[key], g.new_squares[key]);
       g.counts[row] = 1;
       g.newest[row] = frame;
       g.radii[row] = 0;

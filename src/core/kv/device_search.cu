@@ -27,7 +27,8 @@ constexpr int kStep = 8;               // groups a warp looks at at once
 constexpr int kRoom = 40;              // of a list
 using Word = unsigned long long;       // rank above, group below
 constexpr Word kNone = ~0ULL;
-constexpr unsigned kFarthest = ~0U;  // a rank
+constexpr unsigned kFarthest = ~0U;     // a rank
+constexpr float kSumStart = 0x1.8p23F;  // of products of quantised codes: multiply_all()
 
 // D += A B: 16 x 32 and 32 x 8 of 8 bits.
 __device__ inline void multiply(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
@@ -114,11 +115,24 @@ union Room {
   Parts parts;
 };
 
-// The codes of a warp's queries as left operands, and what is known of them.
+// Eight groups: codes as right operand; of two of them scale, scale, square, square, or
+// inverse_of() one and the other.
+template <int kBytes>
+struct Step {
+  uint4 code[kBytes / 64];  // 16 bytes a lane; codes are read as they lie
+  float4 numbers;
+};
+
+// The codes of a warp's queries as left operands, what is known of them, and their bars.
+//
+// Quantised codes: d = s^2 + o^2 - 2 s o dot is below the bar b if dot is above
+// (o^2 / 2o) / s + (s^2 - b) / s / 2o, in two multiply-adds of numbers that either the query or the
+// group has. What rounding may do is given away, so that this refuses only what is too far; the
+// others are looked at again, rounded as on the CPU.
 template <int kBytes, bool kSignCodes>
 class Queries {
  public:
-  static constexpr int kChunks = kBytes / 64;  // 16 bytes a lane; codes are read as they lie
+  static constexpr int kChunks = kBytes / 64;
   using Rule = std::conditional_t<kSignCodes, SignRule, QuantRule>;
   using Value = typename Rule::Value;
 
@@ -143,96 +157,134 @@ class Queries {
     }
   }
 
-  // Eight groups: codes as right operand, scales and squares of two.
-  struct Step {
-    uint4 code[kChunks];
-    float2 scale, square;
-  };
-
-  // out: of rows quad and quad + 8 of the tile and groups 2 in_quad and 2 in_quad + 1, row by row.
-  __device__ void measure(int tile, const Step& step, Value (&out)[4]) const {
-    // Sums that start at the bits of 1.5 * 2^23 are floats as they stand: |dot| < 2^22.
-    constexpr int kStart = kSignCodes ? 0 : 0x4b400000;
-    int dot[4] = {kStart, kStart, kStart, kStart};
+  // Products with rows quad and quad + 8 of the tile and groups 2 in_quad and 2 in_quad + 1, row by
+  // row. Sums that start at the bits of 1.5 * 2^23 are floats as they stand: |dot| < 2^22.
+  __device__ void multiply_all(int tile, const Step<kBytes>& step, int (&dot)[4]) const {
+    for (int& x : dot) x = kSignCodes ? 0 : 0x4b400000;  // bits of kSumStart
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const uint4 low = code_[tile][0][chunk], high = code_[tile][1][chunk], b = step.code[chunk];
       multiply(dot, low.x, high.x, low.y, high.y, b.x, b.y);
       multiply(dot, low.z, high.z, low.w, high.w, b.z, b.w);
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (kSignCodes) {
-        out[i] = dot[i];
-      } else {
-        // Rounded as on the CPU.
-        const int half = i / 2;
-        const float scale = i % 2 ? step.scale.y : step.scale.x;
-        const float square = i % 2 ? step.square.y : step.square.x;
-        const float product = __fmul_rn(__fmul_rn(__fmul_rn(2.0F, scale_[tile][half]), scale),
-                                        __fsub_rn(__int_as_float(dot[i]), 0x1.8p23F));
-        out[i] = __fsub_rn(__fadd_rn(square_[tile][half], square), product);
-      }
+  }
+
+  // Of the i-th product; numbers: scales and squares.
+  __device__ Value value(int tile, int i, int dot, const float4& numbers) const {
+    if constexpr (kSignCodes) {
+      return dot;
+    } else {
+      const float scale = i % 2 ? numbers.y : numbers.x;
+      const float square = i % 2 ? numbers.w : numbers.z;
+      const float product = __fmul_rn(__fmul_rn(__fmul_rn(2.0F, scale_[tile][i / 2]), scale),
+                                      __fsub_rn(__int_as_float(dot), kSumStart));
+      return __fsub_rn(__fadd_rn(square_[tile][i / 2], square), product);
+    }
+  }
+
+  __device__ void set_bar(int tile, int half, Value bar) {
+    bar_[tile][half] = bar;
+    if constexpr (!kSignCodes) {
+      const float scale = scale_[tile][half];
+      inverse_[tile][half] = scale > 0 ? 1 / scale : 0;
+      const float limit = (square_[tile][half] - bar) * inverse_[tile][half];
+      limit_[tile][half] = scale > 0 ? fmaxf(limit - fabsf(limit) * 0x1p-20F, -1e30F) : -1e30F;
+    }
+  }
+
+  __device__ Value bar(int tile, int half) const {
+    return bar_[tile][half];
+  }
+
+  // Whether the i-th product may pass; numbers: inverses.
+  __device__ bool may_pass(int tile, int i, int dot, const float4& numbers) const {
+    if constexpr (kSignCodes) {
+      return dot > bar_[tile][i / 2];
+    } else {
+      constexpr float kSlack = 4;
+      const float inverse = i % 2 ? numbers.z : numbers.x;
+      const float square = i % 2 ? numbers.w : numbers.y;
+      const float least = fmaf(square, inverse_[tile][i / 2], kSumStart - kSlack);
+      return __int_as_float(dot) > fmaf(limit_[tile][i / 2], inverse, least);
     }
   }
 
  private:
   uint4 code_[kTiles][2][kChunks];
-  float scale_[kTiles][2], square_[kTiles][2];
+  float scale_[kTiles][2], square_[kTiles][2], inverse_[kTiles][2], limit_[kTiles][2];
+  Value bar_[kTiles][2];
 };
 
-// Reads codes of one head's groups, eight at a time.
+// Reads what is known of one head's groups, eight at a time.
 template <int kBytes, bool kSignCodes>
 class Steps {
  public:
-  using Step = typename Queries<kBytes, kSignCodes>::Step;
-
   __device__ Steps(const Groups& g, int head)
       : pages_(g.pages + static_cast<int64_t>(head) * g.most_pages),
         codes_(g.codes),
         scales_(g.scales),
-        squares_(g.squares) {}
+        squares_(g.squares),
+        inverses_(g.inverses) {}
 
-  __device__ Step load(int at) const {
-    constexpr int kPerPage = kPageKeys / kStep;
-    const int lane = threadIdx.x % 32;
-    const int64_t row = int64_t{__ldg(pages_ + at / kPerPage)} * kPageKeys + at % kPerPage * kStep;
-    const int8_t* code = codes_ + (row + lane / 4) * kBytes + lane % 4 * 16;
-    Step out;
-#pragma unroll
-    for (int chunk = 0; chunk < kBytes / 64; ++chunk)
-      out.code[chunk] = __ldg(reinterpret_cast<const uint4*>(code + chunk * 64));
-    if constexpr (!kSignCodes) {
-      out.scale = __ldg(reinterpret_cast<const float2*>(scales_ + row + 2 * (lane % 4)));
-      out.square = __ldg(reinterpret_cast<const float2*>(squares_ + row + 2 * (lane % 4)));
-    }
-    return out;
-  }
-
-  // Calls body(at, step) for at = begin, begin + stride, ... < end; loads run ahead.
-  template <typename Body>
+  // Calls body(at, step) for at = begin, begin + stride, ... < end; loads run ahead. kExact: steps
+  // come with scales and squares, else with inverses.
+  template <bool kExact, typename Body>
   __device__ void for_each(int begin, int end, int stride, const Body& body) const {
     constexpr int kAhead = 2;
     if (begin >= end) return;
-    Step ahead[kAhead];
+    Step<kBytes> ahead[kAhead];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) ahead[i] = load(min(begin + i * stride, end - 1));
+    for (int i = 0; i < kAhead; ++i) ahead[i] = load<kExact>(min(begin + i * stride, end - 1));
     for (int at = begin; at < end; at += kAhead * stride) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int own = at + i * stride;
         if (own >= end) break;
-        const Step step = ahead[i];
-        ahead[i] = load(min(own + kAhead * stride, end - 1));
+        const Step<kBytes> step = ahead[i];
+        ahead[i] = load<kExact>(min(own + kAhead * stride, end - 1));
         body(own, step);
       }
     }
   }
 
+  // Scales and squares.
+  __device__ float4 numbers(int at) const {
+    if constexpr (kSignCodes) {
+      return {};
+    } else {
+      const int64_t row = row_of_step(at) + 2 * (threadIdx.x % 4);
+      const float2 scale = __ldg(reinterpret_cast<const float2*>(scales_ + row));
+      const float2 square = __ldg(reinterpret_cast<const float2*>(squares_ + row));
+      return {scale.x, scale.y, square.x, square.y};
+    }
+  }
+
  private:
+  __device__ int64_t row_of_step(int at) const {
+    constexpr int kPerPage = kPageKeys / kStep;
+    return int64_t{__ldg(pages_ + at / kPerPage)} * kPageKeys + at % kPerPage * kStep;
+  }
+
+  template <bool kExact>
+  __device__ Step<kBytes> load(int at) const {
+    const int lane = threadIdx.x % 32;
+    const int64_t row = row_of_step(at);
+    const int8_t* code = codes_ + (row + lane / 4) * kBytes + lane % 4 * 16;
+    Step<kBytes> out;
+#pragma unroll
+    for (int chunk = 0; chunk < kBytes / 64; ++chunk)
+      out.code[chunk] = __ldg(reinterpret_cast<const uint4*>(code + chunk * 64));
+    if constexpr (kExact)
+      out.numbers = numbers(at);
+    else if constexpr (!kSignCodes)
+      out.numbers = __ldg(reinterpret_cast<const float4*>(inverses_ + row + 2 * (lane % 4)));
+    return out;
+  }
+
   const int32_t* pages_;
   const int8_t* codes_;
   const float *scales_, *squares_;
+  const float2* inverses_;
 };
 
 // Whether the group's key would stay within the error of all its members. By a warp.
@@ -320,7 +372,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   const int first = (blockIdx.x * (kWarps / kShares) + warp / kShares) * kQueries;
   if (first >= tokens) return;  // of all warps that share
   const int size = g.most_square > 0 ? g.sizes[head] : 0;
-  const Own queries(g, head, first);
+  Own queries(g, head, first);
   const Steps<kBytes, kSignCodes> steps(g, head);
   // Shares are every kShares-th step.
   const int all_steps = (size + kStep - 1) / kStep, full_steps = size / kStep;
@@ -333,18 +385,19 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   }
   constexpr int kEnough = 512;  // steps of which every one is looked at
   const int apart = min(max(full_steps / kEnough, 1), 4);
-  steps.for_each(share, full_steps, kShares * apart, [&](int, const typename Own::Step& groups) {
+  steps.template for_each<true>(
+      share, full_steps, kShares * apart, [&](int, const Step<kBytes>& groups) {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      Value values[4];
-      queries.measure(tile, groups, values);
+        for (int tile = 0; tile < kTiles; ++tile) {
+          int dot[4];
+          queries.multiply_all(tile, groups, dot);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (Rule::is_nearer(values[i], best[tile][i])) best[tile][i] = values[i];
-      }
-    }
-  });
-  Value bars[kTiles][2];
+          for (int i = 0; i < 4; ++i) {
+            const Value x = queries.value(tile, i, dot[i], groups.numbers);
+            if (Rule::is_nearer(x, best[tile][i])) best[tile][i] = x;
+          }
+        }
+      });
   if constexpr (kShares == 1) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -356,7 +409,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
           const Value other = __shfl_xor_sync(~0U, last, way);
           if (Rule::is_nearer(last, other)) last = other;
         }
-        bars[tile][half] = last == Rule::kWorst ? Rule::kWorst : Rule::bar(Rule::rank(last) + 1);
+        queries.set_bar(tile, half,
+                        last == Rule::kWorst ? Rule::kWorst : Rule::bar(Rule::rank(last) + 1));
       }
     }
   } else {
@@ -390,7 +444,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const unsigned rank = room.parts.best[tile * 16 + half * 8 + quad][0];
-        bars[tile][half] = rank == kFarthest ? Rule::kWorst : Rule::bar(rank + 1);
+        queries.set_bar(tile, half, rank == kFarthest ? Rule::kWorst : Rule::bar(rank + 1));
       }
     }
     __syncthreads();
@@ -418,36 +472,40 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (query == tile * 16 + half * 8 + quad)
-          bars[tile][half] = Rule::bar(static_cast<unsigned>(last >> 32));
+          queries.set_bar(tile, half, Rule::bar(static_cast<unsigned>(last >> 32)));
       }
     }
   };
-  steps.for_each(share, all_steps, kShares, [&](int at, const typename Own::Step& groups) {
-    Value values[kTiles][4];
-    bool any = false;
+  steps.template for_each<false>(
+      share, all_steps, kShares, [&](int at, const Step<kBytes>& groups) {
+        int dot[kTiles][4];
+        bool any = false;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      queries.measure(tile, groups, values[tile]);
+        for (int tile = 0; tile < kTiles; ++tile) {
+          queries.multiply_all(tile, groups, dot[tile]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) any |= Rule::is_nearer(values[tile][i], bars[tile][i / 2]);
-    }
-    if (!__any_sync(~0U, any)) return;
+          for (int i = 0; i < 4; ++i)
+            any |= queries.may_pass(tile, i, dot[tile][i], groups.numbers);
+        }
+        if (!__any_sync(~0U, any)) return;
+        const float4 numbers = steps.numbers(at);
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
+        for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int group = at * kStep + 2 * in_quad + i % 2;
-        if (!Rule::is_nearer(values[tile][i], bars[tile][i / 2]) || group >= size) continue;
-        const int query = tile * 16 + i / 2 * 8 + quad;
-        const int place = atomicAdd(&own.counts[query], 1);
-        own.words[query][place] =
-            static_cast<Word>(Rule::rank(values[tile][i])) << 32 | static_cast<unsigned>(group);
-      }
-    }
-    __syncwarp();
-    unsigned full = __ballot_sync(~0U, own.counts[lane] > kRoom - kStep);
-    for (; full != 0; full &= full - 1) cut(__ffs(static_cast<int>(full)) - 1);
-  });
+          for (int i = 0; i < 4; ++i) {
+            const int group = at * kStep + 2 * in_quad + i % 2;
+            const Value x = queries.value(tile, i, dot[tile][i], numbers);
+            if (!Rule::is_nearer(x, queries.bar(tile, i / 2)) || group >= size) continue;
+            const int query = tile * 16 + i / 2 * 8 + quad;
+            const int place = atomicAdd(&own.counts[query], 1);
+            own.words[query][place] =
+                static_cast<Word>(Rule::rank(x)) << 32 | static_cast<unsigned>(group);
+          }
+        }
+        __syncwarp();
+        unsigned full = __ballot_sync(~0U, own.counts[lane] > kRoom - kStep);
+        for (; full != 0; full &= full - 1) cut(__ffs(static_cast<int>(full)) - 1);
+      });
 
   // The best of all shares, exactly.
   if constexpr (kShares == 1) {

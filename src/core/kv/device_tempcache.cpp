@@ -122,9 +122,9 @@ class DeviceTempCache final : public DeviceCache {
     const auto of = [](const auto&... arrays) {
       return ((arrays.size() * sizeof(*arrays.data())) + ...);
     };
-    return DeviceCache::bytes() + of(keys_, values_, mapped_, scales_, squares_, radii_, codes_,
-                                     counts_, newest_, seen_, stale_, claims_, phases_, moments_,
-                                     maps_, new_keys_, new_mapped_);
+    return DeviceCache::bytes() + of(keys_, values_, mapped_, scales_, squares_, inverses_, radii_,
+                                     codes_, counts_, newest_, seen_, stale_, claims_, phases_,
+                                     moments_, maps_, new_keys_, new_mapped_);
   }
 
   void reset() override {
@@ -518,6 +518,7 @@ class DeviceTempCache final : public DeviceCache {
                             merge_.ann, static_cast<int>(options_.head_dim))));
     grow(scales_, rows);
     grow(squares_, rows);
+    grow(inverses_, rows);
     grow(counts_, rows);
     grow(newest_, rows);
     grow(radii_, rows);
@@ -601,6 +602,7 @@ class DeviceTempCache final : public DeviceCache {
     g.codes = codes_.data();
     g.scales = scales_.data();
     g.squares = squares_.data();
+    g.inverses = inverses_.data();
     g.counts = counts_.data();
     g.newest = newest_.data();
     g.radii = radii_.data();
@@ -654,6 +656,7 @@ class DeviceTempCache final : public DeviceCache {
   // Of every group.
   DeviceArray<float> keys_, values_, mapped_, scales_, squares_, radii_;
   DeviceArray<int8_t> codes_;
+  DeviceArray<float2> inverses_;
   DeviceArray<int32_t> counts_, newest_;
   DeviceArray<Seen> seen_;
   DeviceArray<uint8_t> stale_;
