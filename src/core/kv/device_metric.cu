@@ -206,13 +206,12 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x < D) g.centres[head * D + threadIdx.x] = centre;
 }
 
-// What a block of map_kernel keeps in shared memory.
+// What a block of map_kernel keeps in shared memory: two of them fit a multiprocessor.
 template <int D>
 struct MapRoom {
   float keys[kRows][D];
   float mapped[kRows][D];
-  float map[D * D];
-  float directions[D * kSigns];
+  float matrix[D * D];  // the map, then the directions
   float2 turns[kMostPairs];
 };
 
@@ -236,7 +235,7 @@ __device__ void map_rows(const Groups& g, int head, MapRoom<D>& room) {
   for (int i = 0; i < D; i += 4) {
     float by[4];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) by[n] = room.map[(i + n) * D + column];
+    for (int n = 0; n < 4; ++n) by[n] = room.matrix[(i + n) * D + column];
 #pragma unroll
     for (int row = 0; row < kOwn; ++row) {
       const float4 x = *reinterpret_cast<const float4*>(&room.keys[first + row][i]);
@@ -252,41 +251,60 @@ __device__ void map_rows(const Groups& g, int head, MapRoom<D>& room) {
 
 template <int D>
 __device__ void load_map(const Groups& g, int head, MapRoom<D>& room) {
-  load_directions<D, kThreads>(g, room.directions);
   if (g.rule == MergeRule::kPaper) return;
   const auto* from = reinterpret_cast<const float4*>(g.maps + static_cast<int64_t>(head) * D * D);
 #pragma unroll
   for (int i = 0; i < D * D / 4; i += kThreads)
-    reinterpret_cast<float4*>(room.map)[i + threadIdx.x] = from[i + threadIdx.x];
+    reinterpret_cast<float4*>(room.matrix)[i + threadIdx.x] = from[i + threadIdx.x];
+}
+
+// Keys and map, which are there, become mapped keys and their codes; write_codes() says what wants
+// and to are. The map is gone then.
+template <int D, typename Wants, typename To>
+__device__ void map_and_code(const Groups& g, int head, MapRoom<D>& room, const Wants& wants,
+                             const To& to) {
+  // Directions are under way while keys are mapped.
+  constexpr int kOwn = D * kSigns / 4 / kThreads;
+  static_assert(kOwn * kThreads * 4 == D * kSigns);
+  const bool signs = g.ann == AnnEngine::kLsh;
+  float4 directions[kOwn] = {};
+#pragma unroll
+  for (int i = 0; i < kOwn && signs; ++i)
+    directions[i] = reinterpret_cast<const float4*>(g.directions)[i * kThreads + threadIdx.x];
+  map_rows<D>(g, head, room);
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kOwn && signs; ++i)
+    reinterpret_cast<float4*>(room.matrix)[i * kThreads + threadIdx.x] = directions[i];
+  __syncthreads();
+  write_codes<D, kRows, kThreads>(g, room.mapped, room.matrix, wants, to);
 }
 
 // All groups anew, by blocks that share them.
 template <int D>
 __device__ void map_groups(const Groups& g, int head, int block, int blocks, MapRoom<D>& room) {
   const int size = g.sizes[head];
-  load_map<D>(g, head, room);
   for (int begin = block * kRows; begin < size; begin += blocks * kRows) {
     const int count = min(kRows, size - begin);
     __syncthreads();
+    load_map<D>(g, head, room);
     for (int i = threadIdx.x; i < kRows * D; i += kThreads) {
       const int64_t row = row_of(g, head, begin + min(i / D, count - 1));
       room.keys[i / D][i % D] = g.keys[row * D + i % D];
     }
     __syncthreads();
-    map_rows<D>(g, head, room);
-    __syncthreads();
+    map_and_code<D>(
+        g, head, room, [&](int i) { return i < count; },
+        [&](int i) { return code_of_group(g, row_of(g, head, begin + i)); });
     for (int i = threadIdx.x; i < count * D; i += kThreads)
       g.mapped[row_of(g, head, begin + i / D) * D + i % D] = room.mapped[i / D][i % D];
-    write_codes<D, kRows, kThreads>(
-        g, room.mapped, room.directions, [&](int i) { return i < count; },
-        [&](int i) { return code_of_group(g, row_of(g, head, begin + i)); });
   }
 }
 
 // Grid: blocks of kRows keys, then blocks that share the groups when the metric is new; heads;
 // layers.
 template <typename T, int D>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     map_kernel(const Groups* __restrict__ layers, int step, int key_blocks, bool only_groups) {
   extern __shared__ uint4 memory[];
   auto& room = *reinterpret_cast<MapRoom<D>*>(memory);
@@ -299,8 +317,8 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   if (!old.is_due) return;
-  set_turns(g, old.frame, room.turns);
   load_map<D>(g, head, room);
+  set_turns(g, old.frame, room.turns);
   __syncthreads();
   constexpr int kPerChunk = Page<T>::kPerChunk;
   const int begin = block * kRows, count = min(kRows, tokens - begin);
@@ -315,16 +333,14 @@ __global__ void __launch_bounds__(kThreads)
     for (int n = 0; n < kPerChunk; ++n) room.keys[row][chunk * kPerChunk + n] = x[n];
   }
   __syncthreads();
-  map_rows<D>(g, head, room);
-  __syncthreads();
   const int64_t first = static_cast<int64_t>(head) * tokens + begin;
+  map_and_code<D>(
+      g, head, room, [&](int i) { return i < count; },
+      [&](int i) { return code_of_key(g, first + i); });
   for (int i = threadIdx.x; i < count * D; i += kThreads) {
     g.new_keys[first * D + i] = room.keys[i / D][i % D];
     g.new_mapped[first * D + i] = room.mapped[i / D][i % D];
   }
-  write_codes<D, kRows, kThreads>(
-      g, room.mapped, room.directions, [&](int i) { return i < count; },
-      [&](int i) { return code_of_key(g, first + i); });
 }
 
 // Of a head: seldom at work.
