@@ -15,6 +15,7 @@
 #include "gpu_support.h"
 #include "kv/cache.h"
 #include "kv/device_pages.h"
+#include "kv/device_weight.h"
 #include "kv/time_rotation.h"
 
 namespace longtake::cuda {
@@ -205,6 +206,20 @@ Tensor chunk_of(const CacheOptions& options, uint32_t stream) {
       options.dtype,
       {options.chunk_frames * options.tokens_per_frame, options.num_heads, options.head_dim},
       stream);
+}
+
+TEST(DeviceWeight, SurvivesItsBias) {
+  EXPECT_EQ(weight_of(0), 1);
+  EXPECT_EQ(bias_of(1), 0);
+  EXPECT_EQ(weight_of(bias_of(0)), 0);
+  std::vector<float> x(100000);
+  fill_normal(3, 0, 0, x.data(), static_cast<int64_t>(x.size()));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float bias = std::clamp((i % 2 == 0 ? 1.0F : 30.0F) * x[i], -86.0F, 88.0F);
+    const float weight = weight_of(bias);
+    ASSERT_NEAR(weight / std::exp(double{bias}), 1, 2e-7) << bias;
+    ASSERT_EQ(weight_of(bias_of(weight)), weight) << bias;
+  }
 }
 
 class DeviceCacheTest : public ::testing::Test {
@@ -673,6 +688,11 @@ TEST_F(DeviceCacheTest, SavedStatesChangeDevices) {
     std::stringstream from_host, from_device;
     pair.host_->save(from_host);
     pair.device_->save(from_device);
+    // What a device has saved itself comes back bit for bit.
+    const std::vector<Head> before = device_heads(pair.gpu_, pair.device_->view());
+    std::stringstream own(from_device.str());
+    pair.device_->load(own);
+    expect_same(device_heads(pair.gpu_, pair.device_->view()), before);
     pair.host_->reset();
     pair.device_->reset();
     pair.host_->load(from_device);

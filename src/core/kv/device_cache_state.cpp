@@ -2,13 +2,13 @@
 // one device resumes on the other. The keys of a head come in runs, each of which starts a page of
 // its own there and here: frames, groups, or all tokens.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <istream>
 #include <ostream>
 
 #include "base/error.h"
 #include "kv/device_cache_base.h"
+#include "kv/device_weight.h"
 #include "kv/state_stream.h"
 
 namespace longtake::cuda {
@@ -123,7 +123,7 @@ void DeviceCache::save(std::ostream& out) const {
           std::copy_n(run.values.begin() + i * options_.head_dim, dim, value.begin());
         const float weight = from.weight(row);
         write_token(page, options_.dtype, options_.head_dim, slot, key.data(), value.data(),
-                    weight == 1 ? 0.0F : std::log(weight));
+                    bias_of(weight));
         if (slot + 1 == kPageTokens || i + 1 == run.keys) write_state_page(out, page, options_);
       }
     }
@@ -167,7 +167,7 @@ void DeviceCache::load(std::istream& in) {
           if (page == list.size() || slot >= list[page].num_keys) refuse();
           const KvPage& from = list[page];
           read_token(from, options_.dtype, options_.head_dim, slot, key.data(), value.data());
-          const float weight = std::exp(from.bias[slot]);
+          const float weight = weight_of(from.bias[slot]);
           for (float& x : value) x *= weight;
           to.write(false, row, key.data());
           to.write(true, row, value.data());

@@ -3,9 +3,9 @@
 // only.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <list>
-#include <utility>
 #include <vector>
 
 #include "device/cuda_check.h"
@@ -37,15 +37,23 @@ class CommitBatch {
 
  private:
   // Descriptions lie on the device for as long as records may speak of them: what is the same as
-  // before is not copied again, so that a steady step copies nothing.
+  // before is not written again, so that a steady step writes nothing, and what is first said in a
+  // record is written by the record.
   template <typename T>
-  class Uploads {
+  class Described {
    public:
-    const std::pair<std::vector<T>, cuda::DeviceArray<T>>& of(const std::vector<T>& host,
-                                                              cudaStream_t stream);
+    struct One {
+      std::vector<T> host;
+      T* device;
+      bool is_written;
+    };
+
+    const One& of(const std::vector<T>& host, cudaStream_t stream);
 
    private:
-    std::list<std::pair<std::vector<T>, cuda::DeviceArray<T>>> known_;
+    std::list<One> known_;
+    std::list<cuda::DeviceArray<T>> blocks_;
+    size_t used_ = 0;  // of the last block
   };
 
   cuda::GroupBatch batch_of(const std::vector<cuda::Groups>& groups);
@@ -56,9 +64,9 @@ class CommitBatch {
   std::vector<cuda::SummaryJob> summaries_;
   const cuda::PageSummaries* kind_ = nullptr;  // of the summaries
   std::vector<cuda::Table> tables_;
-  Uploads<cuda::Groups> known_groups_;
-  Uploads<cuda::SummaryJob> known_summaries_;
-  Uploads<cuda::Table> known_tables_;
+  Described<cuda::Groups> known_groups_;
+  Described<cuda::SummaryJob> known_summaries_;
+  Described<cuda::Table> known_tables_;
 };
 
 }  // namespace longtake

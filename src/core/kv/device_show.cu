@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kv/device_groups.cuh"
+#include "kv/device_weight.h"
 
 namespace longtake::cuda {
 namespace {
@@ -69,6 +70,7 @@ __device__ void show_page(const Groups& g, int head, int begin, bool by_ages, co
     }
     for (int step = 1; step < kSeen; step *= 2) sum += __shfl_xor_sync(~0U, sum, step);
     if (sighting != 0) continue;
+    if (members > 1) sum = weight_of(logf(sum));
     const bool is_stale = slot < count && g.stale[row] != 0;
     weights[slot] = slot < count ? sum : 0;
     stale[slot] = is_stale ? 1 : 0;
