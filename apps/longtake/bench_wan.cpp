@@ -125,6 +125,7 @@ class Scene {
 
 struct Times {
   double total = 0, clean = 0, commit = 0;  // ms of a chunk; commit: of all layers, alone
+  double attention = 0;                     // ms of all layers and passes of the chunk
 };
 
 class WanBench {
@@ -277,6 +278,7 @@ class WanBench {
     const NoiseSource noise = noise_of_seed(ctx_, 0);
     std::vector<double> totals, cleans;
     for (int i = 0; i < kWarmUp + kTimedChunks; ++i) {
+      if (i == kWarmUp + kTimedChunks / 2) out.attention = time_attention(rollout);
       const double total = timed([&] { rollout.next_chunk(ctx_, noise, latents); });
       density_ = rollout.take_density();
       if (i < kWarmUp) continue;
@@ -308,7 +310,25 @@ class WanBench {
     return ms;
   }
 
-  // Self attention of a layer at its history, choosing included, ms.
+  // Self attention in the next chunk, of all layers and passes, ms.
+  double time_attention(const ChunkRollout& rollout) {
+    double sparse_steps = 0, selecting = 0;  // the latter: pairs of a layer and a pass
+    for (int64_t step = 0; step < rollout.method().num_steps; ++step)
+      sparse_steps += is_sparse_step(rollout.method(), step) ? 1 : 0;
+    const LayerState* dense = nullptr;
+    const LayerState* sparse = nullptr;
+    for (const LayerState& layer : rollout.layers()) {
+      (layer.memory.selector != nullptr ? sparse : dense) = &layer;
+      if (layer.memory.selector != nullptr) selecting += sparse_steps;
+    }
+    const double all = static_cast<double>(rollout.layers().size()) *
+                       (static_cast<double>(rollout.method().num_steps) + 1);
+    double ms = (all - selecting) * time_attention(dense != nullptr ? *dense : *sparse, false);
+    if (selecting > 0) ms += selecting * time_attention(*sparse, true);
+    return ms;
+  }
+
+  // Of one layer in one pass, choosing included.
   double time_attention(const LayerState& layer, bool sparse) {
     KvCache& cache = *layer.memory.cache;
     cache.set_reading(ctx_, {});
@@ -335,19 +355,7 @@ class WanBench {
     const auto layers = static_cast<double>(rollout.layers().size());
     const double all = static_cast<double>(config_.num_layers) / layers;
     const double passes = static_cast<double>(rollout.method().num_steps) + 1;
-    // Pairs of a layer and a pass that select.
-    double selecting = 0, sparse_steps = 0;
-    for (int64_t step = 0; step < rollout.method().num_steps; ++step)
-      sparse_steps += is_sparse_step(rollout.method(), step) ? 1 : 0;
-    const LayerState* dense = nullptr;
-    const LayerState* sparse = nullptr;
-    for (const LayerState& layer : rollout.layers()) {
-      (layer.memory.selector != nullptr ? sparse : dense) = &layer;
-      if (layer.memory.selector != nullptr) selecting += sparse_steps;
-    }
-    double attention =
-        (layers * passes - selecting) * time_attention(dense != nullptr ? *dense : *sparse, false);
-    if (selecting > 0) attention += selecting * time_attention(*sparse, true);
+    const double attention = all * times.attention;
     size_t cache = 0, used = 0;
     int64_t entries = 0;
     for (const LayerState& layer : rollout.layers()) {
@@ -356,7 +364,6 @@ class WanBench {
       entries = std::max(entries, layer.memory.cache->entries());
     }
     const double total = all * times.total, products = layers * passes * matmul_ms_ * all;
-    attention *= all;
     const double device =
         static_cast<double>(free_before_) - static_cast<double>(free_memory_bytes(ctx_.device()));
     bench_.row(
