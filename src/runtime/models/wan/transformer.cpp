@@ -1,9 +1,9 @@
 #include "models/wan/transformer.h"
 
 #include <array>
-#include <cmath>
 
 #include "base/error.h"
+#include "nn/time_sinusoid.h"
 #include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
@@ -14,18 +14,6 @@ namespace longtake::wan {
 namespace {
 
 constexpr int64_t kPatchArea = kPatch * kPatch;
-
-// [cos(a_i), sin(a_i)], a_i = timestep * 10000^(-i / half): out [1, 2 half].
-void time_sinusoid(double timestep, View out) {
-  const int64_t half = out.dim(1) / 2;
-  auto* values = out.data<float>();
-  for (int64_t i = 0; i < half; ++i) {
-    const double angle =
-        timestep * std::pow(kTheta, -static_cast<double>(i) / static_cast<double>(half));
-    values[i] = static_cast<float>(std::cos(angle));
-    values[half + i] = static_cast<float>(std::sin(angle));
-  }
-}
 
 // The head's outputs are stored pixel by pixel, channels inside; unpatchify wants channels outside.
 std::vector<int64_t> head_rows(int64_t channels) {
@@ -139,7 +127,7 @@ Level Transformer::level(Context& ctx, double timestep) const {
   const View e = ctx.workspace().take(DType::kF32, {1, dim});
   const View e0 = ctx.workspace().take(DType::kF32, {1, kModulations * dim});
   const View activated = ctx.workspace().take(DType::kF32, {1, dim});
-  time_sinusoid(timestep, host_sinusoid);
+  time_sinusoid(timestep, kTheta, host_sinusoid);
   copy(ctx, host_sinusoid, sinusoid);
   time_embedding_.forward(ctx, sinusoid, e);
   silu(ctx, e, activated);

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/error.h"
+#include "nn/time_sinusoid.h"
 #include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
@@ -30,18 +31,6 @@ LayerPass layer_pass(const Pass& pass, int64_t index, std::span<const View> modu
           .prompt = pass.prompt,
           .commit = commit,
           .observer = pass.observer};
-}
-
-// [cos(a_i), sin(a_i)], a_i = 1000 t * 10000^(-i / half): out [1, kTimeSinusoid].
-void time_sinusoid(double t, View out) {
-  constexpr int64_t kHalf = kTimeSinusoid / 2;
-  auto* values = out.data<float>();
-  for (int64_t i = 0; i < kHalf; ++i) {
-    const double angle =
-        kTimeScale * t * std::pow(kTimeTheta, -static_cast<double>(i) / double{kHalf});
-    values[i] = static_cast<float>(std::cos(angle));
-    values[kHalf + i] = static_cast<float>(std::sin(angle));
-  }
 }
 
 }  // namespace
@@ -79,7 +68,7 @@ Level Transformer::level(Context& ctx, double t) const {
   const View e = ctx.workspace().take(DType::kF32, {1, dim});
   const View e0 = ctx.workspace().take(DType::kF32, {1, kModulations * dim});
   const View activated = ctx.workspace().take(DType::kF32, {1, dim});
-  time_sinusoid(t, host_sinusoid);
+  time_sinusoid(kTimeScale * t, kTimeTheta, host_sinusoid);
   copy(ctx, host_sinusoid, sinusoid);
   time_embedding_.forward(ctx, sinusoid, e);
   silu(ctx, e, activated);
