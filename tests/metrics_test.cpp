@@ -12,6 +12,7 @@
 #include "metrics/attention.h"
 #include "metrics/error_bound.h"
 #include "metrics/image.h"
+#include "metrics/median.h"
 #include "pipeline/comparison.h"
 #include "pipeline/scenario.h"
 #include "pipeline/truth.h"
@@ -83,8 +84,15 @@ TEST(Ssim, EqualsItsDefinition) {
   EXPECT_NEAR(ssim(a, b, 17, 13), plain_ssim(a, b, 17, 13), 1e-9);
 }
 
+TEST(Median, IsTheUpperOfTwo) {
+  EXPECT_EQ(median({3, 1, 2}), 2);
+  EXPECT_EQ(median({4, 1, 3, 2}), 3);
+  EXPECT_TRUE(std::isnan(median({})));
+}
+
 TEST(RelativeL2, AndGradient) {
   EXPECT_NEAR(relative_l2(std::vector<float>{3, 0}, std::vector<float>{0, 4}), 1.25, 1e-7);
+  EXPECT_NEAR(relative_l2(std::vector<double>{3, 0}, std::vector<double>{0, 4}), 1.25, 1e-12);
   EXPECT_EQ(gradient(std::vector<uint8_t>(5 * 4 * 3, 9), 5, 4), 0);
   std::vector<uint8_t> stripes(4 * 2 * 3);
   for (size_t i = 0; i < stripes.size(); ++i) stripes[i] = i / 3 % 2 != 0 ? 10 : 0;

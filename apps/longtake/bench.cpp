@@ -62,15 +62,6 @@ void Bench::row(const std::string& line, nlohmann::json values) {
   rows_.push_back(std::move(values));
 }
 
-double relative_l2(const std::vector<double>& found, const std::vector<double>& expected) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    difference += (found[i] - expected[i]) * (found[i] - expected[i]);
-    norm += expected[i] * expected[i];
-  }
-  return std::sqrt(difference / norm);
-}
-
 void expect_right(const std::string& what, double distance, double bound) {
   if (distance <= bound) return;
   throw Error(str(what, ": expected a relative error of at most ", bound, ", found ", distance));

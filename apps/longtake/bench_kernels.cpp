@@ -11,6 +11,7 @@
 #include "bench.h"
 #include "device/stage_clock.h"
 #include "kv/cache.h"
+#include "metrics/image.h"
 #include "ops/clock.h"
 #include "ops/linear.h"
 #include "setup.h"

@@ -7,11 +7,13 @@
 
 #include "base/error.h"
 #include "bench.h"
-#include "device/graph.h"
 #include "device/stage_clock.h"
 #include "io/safetensors.h"
+#include "metrics/image.h"
+#include "metrics/median.h"
 #include "models/world/model.h"
 #include "ops/copy.h"
+#include "pipeline/frame_records.h"
 #include "pipeline/rollout.h"
 #include "pipeline/walk.h"
 #include "setup.h"
@@ -44,23 +46,19 @@ class Player {
   const std::string& name() const { return name_; }
 
   void begin(Context& ctx, int64_t frame, CameraPosition camera) {
-    if (!rollout_.begin_frame(ctx, frame, camera.x, camera.y)) return;
-    for (Graph* graph : {&denoising_, &remembering_, &decoding_}) graph->reset();
+    records_.begin_frame(ctx, rollout_, frame, camera.x, camera.y);
   }
 
   // Makes the frame, and remembers `given` or, without one, what it made. frame_ms is set.
-  View play(Context& ctx, int64_t frame, const Tensor* given) {
-    const auto run = [&](Graph& graph, const std::function<void()>& steps) {
-      frame > 0 && rollout_.is_replayable() ? graph.run(ctx, steps) : steps();
-    };
+  View play(Context& ctx, const Tensor* given) {
     stages_.mark(0);
-    run(denoising_, [&] { rollout_.denoise(ctx, kSeed, own_); });
+    records_.denoise(ctx, [&] { rollout_.denoise(ctx, kSeed, own_); });
     stages_.mark(1);
     density_ = rollout_.density();
     if (given != nullptr) copy(ctx, *given, given_);
-    run(remembering_, [&] { rollout_.remember(ctx, given != nullptr ? given_ : own_); });
+    records_.remember(ctx, [&] { rollout_.remember(ctx, given != nullptr ? given_ : own_); });
     stages_.mark(2);
-    run(decoding_, [&] { model_.autoencoder.decode(ctx, own_, pixels_); });
+    records_.decode(ctx, [&] { model_.autoencoder.decode(ctx, own_, pixels_); });
     stages_.mark(3);
     ctx.synchronize();
     return own_;
@@ -89,14 +87,8 @@ class Player {
   StageClock stages_;
   double density_ = 1;  // of the latest frame
   Tensor own_, given_, pixels_;
-  Graph denoising_, remembering_, decoding_;
+  FrameRecords records_;
 };
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 struct Times {
   std::vector<double> denoise, clean, decode, total, error;
@@ -164,7 +156,7 @@ void bench_rollout(Bench& bench) {
       return frame >= history - 2 && frame < history + kTimed;  // two frames warm up
     });
     const bool is_timed = timed != histories.end() && frame >= *timed;
-    std::vector<double> expected;
+    std::vector<float> expected;
     for (size_t m = 0; m < players.size(); ++m) {
       Player& player = *players[m];
       player.begin(ctx, frame, camera);
@@ -172,7 +164,7 @@ void bench_rollout(Bench& bench) {
         player.remember(ctx, made);
         continue;
       }
-      const View own = player.play(ctx, frame, m > 0 ? &made : nullptr);
+      const View own = player.play(ctx, m > 0 ? &made : nullptr);
       if (m == 0) copy(ctx, own, made);
       if (m == 0 && written > 0) {
         copy(ctx, own, latents.view().rows(frame, frame + 1).reshape(shape));
@@ -187,7 +179,7 @@ void bench_rollout(Bench& bench) {
       row.total.push_back(player.ms(0, 3));
       Tensor latent({}, DType::kF32, own.shape());
       copy(ctx, own, latent);
-      const std::vector<double> values(latent.data<float>(), latent.data<float>() + latent.numel());
+      const std::vector<float> values(latent.data<float>(), latent.data<float>() + latent.numel());
       if (m == 0)
         expected = values;
       else

@@ -19,6 +19,7 @@
 #include "base/philox.h"
 #include "bench.h"
 #include "device/stage_clock.h"
+#include "metrics/median.h"
 #include "models/wan/checkpoint.h"
 #include "models/wan/decoder.h"
 #include "models/wan/model.h"
@@ -39,12 +40,6 @@ namespace {
 constexpr int kWarmUp = 2;       // chunks: one lives, one is recorded
 constexpr int kTimedChunks = 3;  // around the history asked for
 constexpr int64_t kTextLen = 512;
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 double gib(double bytes) {
   return bytes / 0x1p30;

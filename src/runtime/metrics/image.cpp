@@ -54,6 +54,18 @@ std::vector<double> blurred(const std::vector<double>& in, int64_t width, int64_
   return out;
 }
 
+template <typename T>
+double relative_distance(std::span<const T> a, std::span<const T> b) {
+  LONGTAKE_CHECK(a.size() == b.size());
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double d = double{a[i]} - double{b[i]};
+    difference += d * d;
+    norm += double{b[i]} * double{b[i]};
+  }
+  return difference == 0 ? 0 : std::sqrt(difference / norm);
+}
+
 }  // namespace
 
 double psnr(Pixels a, Pixels b, std::span<const uint8_t> mask) {
@@ -105,14 +117,11 @@ double ssim(Pixels a, Pixels b, int64_t width, int64_t height) {
 }
 
 double relative_l2(std::span<const float> a, std::span<const float> b) {
-  LONGTAKE_CHECK(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double d = double{a[i]} - double{b[i]};
-    difference += d * d;
-    norm += double{b[i]} * double{b[i]};
-  }
-  return difference == 0 ? 0 : std::sqrt(difference / norm);
+  return relative_distance(a, b);
+}
+
+double relative_l2(std::span<const double> a, std::span<const double> b) {
+  return relative_distance(a, b);
 }
 
 double gradient(Pixels picture, int64_t width, int64_t height) {

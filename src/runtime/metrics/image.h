@@ -21,6 +21,7 @@ double ssim(Pixels a, Pixels b, int64_t width, int64_t height);
 
 // |a - b| / |b|.
 double relative_l2(std::span<const float> a, std::span<const float> b);
+double relative_l2(std::span<const double> a, std::span<const double> b);
 
 // Mean absolute difference of neighbouring pixels, both directions: sharpness, to be divided by the
 // truth's.

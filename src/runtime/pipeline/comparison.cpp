@@ -9,17 +9,11 @@
 #include <thread>
 
 #include "base/error.h"
+#include "metrics/median.h"
 #include "pipeline/scenario_run.h"
 
 namespace longtake {
 namespace {
-
-double median_of(std::vector<double> values) {
-  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
-  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 void add(std::vector<Mean>& sum, const std::vector<Mean>& part) {
   for (size_t i = 0; i < part.size(); ++i) sum[i].add(part[i]);
@@ -187,7 +181,7 @@ class Comparison {
         for (size_t i = begin; i < std::min(end, chunks.size()); ++i)
           values.push_back(part(chunks[i]));
       }
-      return median_of(std::move(values));
+      return longtake::median(std::move(values));
     };
     using Range = std::pair<size_t, size_t>;
     const auto last_quarter = [](size_t of) {

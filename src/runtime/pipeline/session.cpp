@@ -66,7 +66,7 @@ void Session::set_prompt(const std::string& prompt) {
   check_prompt(model_, prompt);
   options_.prompt = prompt;
   rollout_.set_text(ctx_, encode_prompt());
-  forget_recordings();
+  records_.forget();
 }
 
 View Session::step(CameraPosition camera) {
@@ -74,23 +74,18 @@ View Session::step(CameraPosition camera) {
   last_chunk_ = {};
   last_chunk_.first_frame = next_frame_;
   clock_.mark(kBegin);
-  if (rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y)) forget_recordings();
-  // A frame without history is computed in its own way.
-  const bool record = rollout_.is_replayable() && next_frame_ > 0;
-  const auto run = [&](Graph& graph, const std::function<void()>& steps) {
-    record ? graph.run(ctx_, steps) : steps();
-  };
-  run(denoising_, [&] { rollout_.denoise(ctx_, options_.seed, latent_); });
+  records_.begin_frame(ctx_, rollout_, next_frame_, camera.x, camera.y);
+  records_.denoise(ctx_, [&] { rollout_.denoise(ctx_, options_.seed, latent_); });
   clock_.mark(kDenoised);
   // Of the history as it was read: the frame in work has not joined it.
   last_chunk_.density = rollout_.density();
   last_chunk_.steps_run = rollout_.steps_run();
   const bool look = watch_ && next_frame_ % options_.watch_every == 0;
-  run(remembering_, [&] { rollout_.remember(ctx_, latent_, look ? watch_.get() : nullptr); });
+  records_.remember(ctx_, [&] { rollout_.remember(ctx_, latent_, look ? watch_.get() : nullptr); });
   clock_.mark(kRemembered);
   if (look) last_chunk_.errors = watch_->errors(ctx_, rollout_.layers(), next_frame_);
   clock_.mark(kWatched);
-  run(decoding_, [&] {
+  records_.decode(ctx_, [&] {
     model_.autoencoder.decode(ctx_, latent_, pixels_);
     to_rgb(ctx_, pixels_, rgb_);
   });
@@ -109,14 +104,10 @@ void Session::remember(View rgb, CameraPosition camera) {
   copy(ctx_, rgb, rgb_);
   from_rgb(ctx_, rgb_, pixels_);
   model_.autoencoder.encode(ctx_, pixels_, latent_);
-  if (rollout_.begin_frame(ctx_, next_frame_, camera.x, camera.y)) forget_recordings();
+  records_.begin_frame(ctx_, rollout_, next_frame_, camera.x, camera.y);
   rollout_.remember(ctx_, latent_);
   ctx_.synchronize();
   finish_frame(camera);
-}
-
-void Session::forget_recordings() {
-  for (Graph* graph : {&denoising_, &remembering_, &decoding_}) graph->reset();
 }
 
 void Session::finish_frame(CameraPosition camera) {
@@ -185,7 +176,7 @@ void Session::load(const std::string& path) {
     ViewStream in(file.view(*info));
     layers[n].memory.cache->load(in);
   }
-  forget_recordings();
+  records_.forget();
   next_frame_ = saved.next_frame;
   camera_ = saved.camera;
 }

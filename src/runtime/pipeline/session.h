@@ -8,10 +8,10 @@
 #include <string>
 
 #include "device/context.h"
-#include "device/graph.h"
 #include "device/stage_clock.h"
 #include "models/world/model.h"
 #include "pipeline/error_watch.h"
+#include "pipeline/frame_records.h"
 #include "pipeline/rollout.h"
 #include "pipeline/saved_session.h"
 #include "pipeline/stats.h"
@@ -59,7 +59,6 @@ class Session {
  private:
   Tensor encode_prompt() const;
   void finish_frame(CameraPosition camera);
-  void forget_recordings();
   SavedSession describe() const;
 
   Context& ctx_;
@@ -70,7 +69,7 @@ class Session {
   Tensor pixels_;    // [H, W, 3] f32
   Tensor rgb_;       // [H, W, 3] u8
   Tensor host_rgb_;  // the same where the caller reads it
-  Graph denoising_, remembering_, decoding_;
+  FrameRecords records_;
   StageClock clock_;
   int64_t next_frame_ = 0;
   std::optional<CameraPosition> camera_;
