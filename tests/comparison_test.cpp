@@ -239,6 +239,20 @@ TEST(Calibration, NothingIsLostWhereEverythingIsRead) {
   for (const auto& heads : found.heads) EXPECT_NEAR(heads[0].recall, 1, 1e-6);
 }
 
+TEST(Calibration, TellsWhatLayersNeedAndHowStepsChange) {
+  Context ctx;
+  const auto model = world::load_model(ctx, kTinyModel, DType::kF32);
+  const auto& sizes = model.config.transformer;
+  const Calibration found = calibrate_tiny(ctx, model, "annsa-lsh:steps=3");
+  ASSERT_EQ(found.tempcache_groups.size(), static_cast<size_t>(sizes.num_layers));
+  // Of eight frames one is the sink and four are exact.
+  for (const double groups : found.tempcache_groups) {
+    EXPECT_GE(groups, static_cast<double>(sizes.frame_tokens()));
+    EXPECT_LE(groups, static_cast<double>(3 * sizes.frame_tokens()));
+  }
+  EXPECT_EQ(found.teacache_polynomial.size(), 5U);
+}
+
 TEST(Calibration, IsReadBackAndFillsWhatIsOpen) {
   const ScratchFolder scratch;
   Context ctx;
@@ -257,6 +271,22 @@ TEST(Calibration, IsReadBackAndFillsWhatIsOpen) {
     return read_calibration(path, model.config.transformer, 0x123456789abcdef0);
   };
   EXPECT_EQ(read().to_json(), text);
+  Method without = parse_method("tempcache:layer-shares=auto:step-cache=teacache");
+  apply(read(), 2, without);
+  EXPECT_EQ(without.get("layer-shares") + " " + without.get("step-polynomial"), "even none");
+
+  written.tempcache_groups = {300, 0.5};
+  written.teacache_polynomial = {0.25, -1.5};
+  write_text(path, written.to_json());
+  EXPECT_EQ(read().to_json(), written.to_json());
+  for (const auto& [method, expected] : {std::pair("layer-shares=auto", "300/1 0.25/-1.5"),
+                                         std::pair("layer-shares=1/2", "1/2 0.25/-1.5"),
+                                         std::pair("step-polynomial=none", "even none")}) {
+    Method out = parse_method(str("tempcache:step-cache=teacache:", method));
+    apply(read(), 2, out);
+    EXPECT_EQ(out.get("layer-shares") + " " + out.get("step-polynomial"), expected);
+  }
+  write_text(path, text);
 
   const auto applied = [&](const std::string& method) {
     Method out = parse_method(method);
@@ -300,6 +330,9 @@ TEST(Calibration, IsReadBackAndFillsWhatIsOpen) {
                 .find("method: density: expected a number in 0..1, found \"2\""),
             std::string::npos);
   EXPECT_NE(message(with("0.75", "75")).find("heads[0].oracle: expected a number"),
+            std::string::npos);
+  EXPECT_NE(message(with("\"probes\"", "\"tempcache_groups\": [1], \"probes\""))
+                .find("tempcache_groups: expected 2 numbers, found 1"),
             std::string::npos);
 }
 

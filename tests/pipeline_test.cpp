@@ -107,7 +107,8 @@ TEST(Method, ReadsBackWhatItSpells) {
        {"tempcache", "tempcache-quant:merge-threshold=0.25:exact-frames=2", "memory=window:steps=2",
         "tempcache:merge-rule=paper", "annsa:buckets=prompt:dense-layers=0+3",
         "annca-quant:prompt-rule=match", "all", "teacache:step-threshold=0.5",
-        "window:memory-budget=64MiB:sink-frames=0"}) {
+        "teacache:step-polynomial=0.125/-2/3e-07", "tempcache:layer-shares=0.5/1.5",
+        "tempcache:layer-shares=auto", "window:memory-budget=64MiB:sink-frames=0"}) {
     const std::string spelled = parse_method(text).to_string();
     EXPECT_EQ(parse_method(spelled).to_string(), spelled) << text;
   }
@@ -141,7 +142,32 @@ TEST(Method, NamesWhatIsWrong) {
             "max-error: expected memory=tempcache beside it, found memory=window");
   EXPECT_EQ(message("tempcache:merge-rule=paper:max-error=2"),
             "max-error: expected merge-rule=nats beside it, found merge-rule=paper");
+  EXPECT_EQ(message("tempcache:layer-shares=1//2").rfind("layer-shares: expected a number", 0), 0U);
+  EXPECT_EQ(message("flowcache:step-polynomial=1"),
+            "step-polynomial: expected step-cache=teacache beside it, found step-cache=flowcache");
   EXPECT_EQ(message("tempcache:merge-threshold=nan").rfind("merge-threshold: expected", 0), 0U);
+}
+
+TEST(Method, SharesABudgetOverLayers) {
+  ModelSizes sizes;
+  sizes.num_layers = 2;
+  sizes.num_heads = 2;
+  sizes.head_dim = 16;
+  sizes.frame_tokens = 64;
+  const auto shares = [&](const std::string& text) {
+    return cache_options(parse_method(text), sizes, DType::kF32, 0).layer_shares;
+  };
+  EXPECT_EQ(shares("tempcache:memory-budget=1024:layer-shares=1/3"),
+            (std::vector<double>{0.5, 1.5}));
+  for (const char* alike : {"tempcache:memory-budget=1024", "tempcache:layer-shares=1/3",
+                            "tempcache:memory-budget=1024:layer-shares=auto"})
+    EXPECT_TRUE(shares(alike).empty()) << alike;
+  try {
+    shares("tempcache:memory-budget=1024:layer-shares=1/2/3");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "layer-shares: expected 2 of them, one a layer, found 3");
+  }
 }
 
 TEST(Method, NamesDenseParts) {
@@ -265,7 +291,7 @@ TEST(StepCache, AddsUpRelativeChanges) {
   const std::vector<std::vector<float>> tokens = {
       {1, -1}, {1, -1.5F}, {0, -1.5F}, {0, -1.5F}, {9, 9}};
   const auto runs = [&](double threshold) {
-    StepCache cache(ctx, {StepReuse::kFlowCache, threshold}, {1, 2});
+    StepCache cache(ctx, {StepReuse::kFlowCache, threshold, {}}, {1, 2});
     std::string ran;
     for (int chunk = 0; chunk < 2; ++chunk) {
       cache.begin_chunk(5);
@@ -283,6 +309,49 @@ TEST(StepCache, AddsUpRelativeChanges) {
   EXPECT_EQ(runs(0.25), "xxx.x");
   EXPECT_EQ(runs(0.65), "x.x.x");
   EXPECT_EQ(runs(0.66), "x...x");
+}
+
+TEST(StepCache, ReadsChangesThroughAPolynomial) {
+  Context ctx;
+  const std::vector<std::vector<float>> times = {{4, 0}, {4, 2}, {4, 5}, {9, 9}};
+  const auto runs = [&](std::optional<std::vector<double>> polynomial, double threshold) {
+    StepCache cache(ctx, {StepReuse::kTeaCache, threshold, std::move(polynomial)}, {1, 2});
+    std::string ran;
+    cache.begin_chunk(4);
+    for (std::vector<float> time : times) {
+      const View view(time.data(), DType::kF32, Device{}, {2});
+      ran += cache.must_run(ctx, view, view) ? 'x' : '.';
+    }
+    return ran;
+  };
+  // Both changes are .5; the polynomial makes .1 + .5 of each.
+  for (const auto& none : {std::optional<std::vector<double>>(), {std::vector<double>()}}) {
+    EXPECT_EQ(runs(none, 0.5), "xxxx");
+    EXPECT_EQ(runs(none, 0.51), "x.xx");
+  }
+  EXPECT_EQ(runs({{0.1, 0, 2}}, 0.59), "xxxx");
+  EXPECT_EQ(runs({{0.1, 0, 2}}, 0.61), "x.xx");
+  EXPECT_EQ(runs({{-1}}, 1e-9), "x..x") << "a change is not below 0";
+}
+
+TEST(StepCache, FitsPolynomials) {
+  std::vector<double> x, y;
+  for (int i = 0; i < 40; ++i) {
+    x.push_back(0.02 * i);
+    y.push_back(0.25 - x.back() + 3 * std::pow(x.back(), 4));
+  }
+  const std::vector<double> found = fit_polynomial(x, y, 4);
+  const double expected[] = {0.25, -1, 0, 0, 3};
+  ASSERT_EQ(found.size(), 5U);
+  for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(found[i], expected[i], 1e-9) << i;
+  // Two different x bear a line, whose ends are means.
+  const std::vector<double> two = {1, 1, 2}, values = {1, 3, 5};
+  const std::vector<double> line = fit_polynomial(two, values, 4);
+  ASSERT_EQ(line.size(), 2U);
+  EXPECT_NEAR(change_at(line, 1), 2, 1e-12);
+  EXPECT_NEAR(change_at(line, 2), 5, 1e-12);
+  EXPECT_EQ(change_at(line, -9), 0);
+  EXPECT_TRUE(fit_polynomial({}, {}, 4).empty());
 }
 
 TEST(StepCache, SkipsOnlyWhatTheThresholdAllows) {

@@ -510,6 +510,31 @@ TEST_P(TempCacheTest, TheBudgetHoldsAndSparesSinkAndNewest) {
 
 // One head sees a scene that stands still, the other ever new things: what the first does not need
 // is the second's, and the sum holds.
+// A layer's share counts beyond the least that works; the shares of all add up to the budgets.
+TEST_P(TempCacheTest, LayersShareABudget) {
+  constexpr int64_t kLeast = 4 * kTokens;  // sink, exact frames and one more
+  CacheOptions bounded = options();
+  bounded.tempcache.budget_tokens = kLeast + 2 * kTokens;
+  bounded.tempcache.merge_threshold = 0;
+  bounded.layer_shares = {0.5, 1.5};
+  int64_t sum = 0;
+  for (const int64_t layer : {0, 1}) {
+    bounded.layer = layer;
+    const auto cache = make_cache(ctx_, bounded);
+    for (int64_t frame = 0; frame < 12; ++frame) {
+      const Tensor k = random_rows(static_cast<uint32_t>(frame));
+      cache->commit(ctx_, k, k, {frame, 1});
+    }
+    EXPECT_EQ(cache->entries(), kLeast + (1 + 2 * layer) * kTokens);
+    sum += cache->entries();
+  }
+  EXPECT_EQ(sum, 2 * bounded.tempcache.budget_tokens);
+  bounded.layer = 2;
+  EXPECT_THROW(make_cache(ctx_, bounded), Error);
+  bounded.layer = -1;
+  EXPECT_NO_THROW(make_cache(ctx_, bounded));
+}
+
 TEST_P(TempCacheTest, HeadsShareABudgetByNeed) {
   CacheOptions even = options();
   even.tempcache.budget_tokens = 6 * kTokens;

@@ -53,7 +53,6 @@ class Bench {
   double ceilings_[2] = {0, 0};  // f32, bf16; 0: not measured yet
 };
 
-
 // Throws Error when the distance is above the bound, or not a number.
 void expect_right(const std::string& what, double distance, double bound);
 

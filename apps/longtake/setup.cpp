@@ -153,8 +153,13 @@ void write_file(const char* flag, const std::string& path, const std::string& te
 
 void apply_calibration(const std::string& flag, const std::string& model_folder,
                        const world::Config& config, Method& method) {
-  if (!method.sparse_self && !method.sparse_prompt) return;
-  if (method.dense_steps && (method.dense_layers || !method.sparse_self)) return;
+  const bool sparse = method.sparse_self || method.sparse_prompt;
+  const bool wants_steps = sparse && !method.dense_steps;
+  const bool wants_layers = method.sparse_self && !method.dense_layers;
+  const bool wants_shares = method.memory.memory == "tempcache" && !method.layer_shares;
+  const bool wants_polynomial =
+      method.step_cache.reuse == StepReuse::kTeaCache && !method.step_cache.polynomial;
+  if (!wants_steps && !wants_layers && !wants_shares && !wants_polynomial) return;
   std::string path = flag;
   if (flag.empty()) {
     path = (fs::path(model_folder) / kCalibrationFile).string();
@@ -207,6 +212,12 @@ std::string to_text(const Calibration& calibration) {
       text += fmt::format(" {:.0f} ({:.0f})", 100 * head.recall, 100 * head.oracle);
     text += '\n';
   }
+  const auto add_list = [&](const char* what, const std::vector<double>& numbers) {
+    if (numbers.empty()) return;
+    text += fmt::format("  {}: {:.4g}\n", what, fmt::join(numbers, " "));
+  };
+  add_list("tempcache: groups of a head, layer by layer", calibration.tempcache_groups);
+  add_list("teacache: polynomial, from the constant on", calibration.teacache_polynomial);
   return text;
 }
 

@@ -15,6 +15,25 @@ std::unique_ptr<KvCache> make_host_cache(Context& ctx, const CacheOptions& optio
   return make_flow_cache(ctx, options);
 }
 
+// What the layer gets of the budget that was given to all alike.
+CacheOptions with_share(const CacheOptions& options) {
+  CacheOptions out = options;
+  out.layer_shares.clear();
+  const auto layers = static_cast<int64_t>(options.layer_shares.size());
+  if (options.layer < 0) return out;
+  if (options.layer >= layers)
+    throw Error(ErrorKind::kUsage, str("layer shares: expected one for layer ", options.layer,
+                                       ", found ", layers, " of them"));
+  const double share = options.layer_shares[static_cast<size_t>(options.layer)];
+  if (!(share >= 0 && share <= static_cast<double>(layers)))
+    throw Error(ErrorKind::kUsage, str("layer share: expected 0..", layers, ", found ", share));
+  int64_t& budget = out.tempcache.budget_tokens;
+  const int64_t least = least_tempcache_budget(options);
+  if (budget > least)
+    budget = least + static_cast<int64_t>(share * static_cast<double>(budget - least));
+  return out;
+}
+
 }  // namespace
 
 std::shared_ptr<CommitBatch> make_commit_batch(Context& ctx) {
@@ -42,12 +61,17 @@ std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options) {
       options.memory != "flowcache")
     throw Error(ErrorKind::kUsage, str("memory: expected full, window, tempcache or flowcache, ",
                                        "found '", options.memory, "'"));
+  if (!options.layer_shares.empty()) return make_cache(ctx, with_share(options));
   if (ctx.device().kind == DeviceKind::kCpu) return make_host_cache(ctx, options);
   if constexpr (kHasCuda) {
     return cuda::make_device_cache(ctx, options);
   } else {
     throw Error("cache: expected a build with CUDA, found one without");
   }
+}
+
+int64_t least_tempcache_budget(const CacheOptions& options) {
+  return (options.sink_frames + options.tempcache.exact_frames + 1) * options.tokens_per_frame;
 }
 
 void check_tempcache(const CacheOptions& options) {
@@ -68,7 +92,7 @@ void check_tempcache(const CacheOptions& options) {
   if (merge.time_pairs < 0 || 2 * merge.time_pairs > options.head_dim)
     throw Error(ErrorKind::kUsage, str("time_pairs: expected 0..", options.head_dim / 2, ", found ",
                                        merge.time_pairs));
-  const int64_t least = (options.sink_frames + merge.exact_frames + 1) * options.tokens_per_frame;
+  const int64_t least = least_tempcache_budget(options);
   if (merge.budget_tokens != 0 && merge.budget_tokens < least)
     throw Error(
         ErrorKind::kUsage,

@@ -65,6 +65,9 @@ struct CacheOptions {
   int64_t head_dim = 0;
   int64_t tokens_per_frame = 0;
   int64_t layer = -1;  // named by errors; -1: unknown
+  // tempcache: of its budget, as far as it is more than the least that works, this layer gets
+  // layer_shares[layer] times an equal share. Empty, or layer unknown: 1. Their mean should be 1.
+  std::vector<double> layer_shares;
   // CUDA: i64 [1] on the device, the first latent frame of the chunk in work; and how many frames
   // are committed together.
   View clock;
@@ -201,6 +204,9 @@ std::shared_ptr<CommitBatch> make_commit_batch(Context& ctx);
 // By ctx.device() and options.memory. Throws Error(kUsage) for an unknown policy or impossible
 // sizes.
 std::unique_ptr<KvCache> make_cache(Context& ctx, const CacheOptions& options);
+
+// The least budget of tempcache: sink and exact frames and one more, in keys per head.
+int64_t least_tempcache_budget(const CacheOptions& options);
 
 // Throws Error(kUsage) for sizes and options.tempcache that make no sense together.
 void check_tempcache(const CacheOptions& options);

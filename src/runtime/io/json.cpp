@@ -1,5 +1,6 @@
 #include "io/json.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -143,6 +144,21 @@ std::vector<int64_t> JsonObject::integers(const char* key, size_t max_count, int
   for (const json& item : value) {
     if (!in_range(item, min, max)) fail(key, str("integers in ", min, "..", max), describe(item));
     out.push_back(item.get<int64_t>());
+  }
+  return out;
+}
+
+std::vector<double> JsonObject::numbers(const char* key, size_t max_count, double min,
+                                        double max) const {
+  const json& value = member(key, "a list of numbers");
+  if (!value.is_array() || value.empty() || value.size() > max_count)
+    fail(key, str("a list of 1..", max_count, " numbers"), describe(value));
+  std::vector<double> out;
+  for (const json& item : value) {
+    const double found = item.is_number() ? item.get<double>() : NAN;
+    if (!(found >= min && found <= max))
+      fail(key, str("numbers in ", min, "..", max), describe(item));
+    out.push_back(found);
   }
   return out;
 }

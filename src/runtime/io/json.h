@@ -39,6 +39,8 @@ class JsonObject {
   std::string string(const char* key) const;
   // Between 1 and max_count integers, each in [min, max].
   std::vector<int64_t> integers(const char* key, size_t max_count, int64_t min, int64_t max) const;
+  // Between 1 and max_count numbers, each in [min, max].
+  std::vector<double> numbers(const char* key, size_t max_count, double min, double max) const;
   // Exactly `count` objects.
   std::vector<JsonObject> objects(const char* key, size_t count) const;
 

@@ -58,6 +58,46 @@ class RecallObserver final : public PassObserver {
   std::vector<std::vector<AttentionScore>> scores_;  // [layers][heads]
 };
 
+// By how much the noise level's embedding and the layers' output changed from step to step.
+class ChangeMeter final : public world::LayerReuse {
+ public:
+  ChangeMeter(Context& ctx, const Shape& stream) : residual_(ctx.device(), DType::kF32, stream) {}
+
+  void begin_frame() { has_time_ = has_output_ = false; }
+
+  // Every step runs; the output of the one before lies in residual() until it does.
+  bool must_run(Context& /*ctx*/, View time, View /*x*/) override {
+    take_output();
+    if (has_time_)
+      embedding_.push_back(relative_change(time.data<float>(), time_.data(), time.numel()));
+    time_.assign(time.data<float>(), time.data<float>() + time.numel());
+    has_time_ = true;
+    return true;
+  }
+
+  View residual() override { return residual_; }
+
+  void end_frame() { take_output(); }
+
+  const std::vector<double>& embedding() const { return embedding_; }
+
+  const std::vector<double>& output() const { return output_; }
+
+ private:
+  void take_output() {
+    if (!has_time_) return;
+    const auto* now = residual_.data<float>();
+    if (has_output_) output_.push_back(relative_change(now, before_.data(), residual_.numel()));
+    before_.assign(now, now + residual_.numel());
+    has_output_ = true;
+  }
+
+  Tensor residual_;
+  std::vector<float> time_, before_;
+  std::vector<double> embedding_, output_;  // changes, step by step
+  bool has_time_ = false, has_output_ = false;
+};
+
 std::vector<CalibratedPart> judge(const std::vector<double>& errors) {
   std::vector<CalibratedPart> parts;
   for (const double error : errors) parts.push_back({error, false});
@@ -75,7 +115,8 @@ class Calibrator {
         options_(options),
         stopped_(stopped),
         progress_(progress),
-        num_layers_(model.config.transformer.num_layers) {
+        num_layers_(model.config.transformer.num_layers),
+        changes_(ctx, {model.config.transformer.frame_tokens(), model.config.transformer.dim}) {
     method_.num_steps = options.method.num_steps;
     method_.sparse_self = true;
     method_.select = options.method.select;
@@ -84,6 +125,9 @@ class Calibrator {
     dense_.dense_layers = all(num_layers_);
     scores_.resize(static_cast<size_t>(num_layers_));
     layers_.resize(static_cast<size_t>(num_layers_));
+    groups_.resize(static_cast<size_t>(num_layers_));
+    merging_.set("memory", "tempcache");
+    merging_.set("ann", options.method.get("ann"));
   }
 
   void play(const Scenario& scenario) {
@@ -91,6 +135,7 @@ class Calibrator {
     const Tensor text =
         model_.text_encoder.encode(ctx_, model_.vocabulary.tokenize(scenario.prompt));
     Rollout rollout(ctx_, model_, text, dense_, scenario.num_frames());
+    Rollout merged(ctx_, model_, text, merging_, scenario.num_frames());
     steps_.resize(static_cast<size_t>(rollout.num_steps()));
     const Shape latent{sizes.latent_channels, sizes.latent_height, sizes.latent_width};
     const Tensor z(ctx_.device(), DType::kF32, latent);
@@ -113,7 +158,17 @@ class Calibrator {
           probe(rollout, scenario.seed, z);
       }
       rollout.remember(ctx_, z);
+      merged.begin_frame(ctx_, frame, camera.x, camera.y);
+      merged.remember(ctx_, z);
     }
+    const CacheOptions& memory = merging_.memory;
+    const int64_t apart = (memory.sink_frames + memory.tempcache.exact_frames) *
+                          sizes.frame_tokens();  // keys that do not merge
+    for (size_t n = 0; n < groups_.size(); ++n) {
+      const auto keys = static_cast<double>(merged.layers()[n].memory.cache->total_entries());
+      groups_[n] += keys / static_cast<double>(sizes.num_heads) - static_cast<double>(apart);
+    }
+    ++num_maps_;
   }
 
   Calibration result() const {
@@ -128,10 +183,26 @@ class Calibrator {
       for (const AttentionScore& head : layer)
         heads.push_back({head.mean().recall, head.mean().oracle});
     }
+    for (const double groups : groups_)
+      out.tempcache_groups.push_back(groups / static_cast<double>(num_maps_));
+    constexpr int64_t kDegree = 4;  // as TeaCache's
+    out.teacache_polynomial = fit_polynomial(changes_.embedding(), changes_.output(), kDegree);
     return out;
   }
 
  private:
+  // The frame in work made in several numbers of steps: how its steps change.
+  void measure_changes(Rollout& rollout, uint64_t seed, View own) {
+    const int64_t usual = rollout.num_steps();
+    for (const int64_t steps : {usual, 2 * usual, 4 * usual}) {
+      rollout.measure_steps(ctx_, steps, &changes_);
+      changes_.begin_frame();
+      rollout.denoise(ctx_, seed, own);
+      changes_.end_frame();
+    }
+    rollout.measure_steps(ctx_, usual, nullptr);
+  }
+
   // z: the frame that the dense rollout made.
   void probe(Rollout& rollout, uint64_t seed, View z) {
     const std::vector<float> expected(z.data<float>(), z.data<float>() + z.numel());
@@ -163,6 +234,7 @@ class Calibrator {
       for (size_t head = 0; head < heads.size(); ++head) scores_[layer][head].add(heads[head]);
     }
     rollout.set_selection(ctx_, dense_);
+    measure_changes(rollout, seed, own);
     ++num_probes_;
   }
 
@@ -184,6 +256,10 @@ class Calibrator {
   std::vector<double> steps_, layers_;               // sums of squared errors
   std::vector<std::vector<AttentionScore>> scores_;  // [layers][heads]
   int64_t num_probes_ = 0;
+  Method merging_;
+  std::vector<double> groups_;  // [layers]: sums over maps
+  int64_t num_maps_ = 0;
+  ChangeMeter changes_;
 };
 
 std::string hex(uint64_t value) {
@@ -232,6 +308,9 @@ std::string Calibration::to_json() const {
           {{"recall", rounded(head.recall)}, {"oracle", rounded(head.oracle)}});
     root["layers"].push_back(layer);
   }
+  // Optional ones: earlier files have none.
+  for (const double groups : tempcache_groups) root["tempcache_groups"].push_back(rounded(groups));
+  for (const double c : teacache_polynomial) root["teacache_polynomial"].push_back(rounded(c));
   return root.dump(2) + "\n";
 }
 
@@ -290,6 +369,17 @@ Calibration parse_calibration(std::span<const std::byte> text, const std::string
     for (const JsonObject& head : layer.objects("heads", static_cast<size_t>(sizes.num_heads)))
       heads.push_back({head.number("recall", 0, 1 + 1e-6), head.number("oracle", 0, 1 + 1e-6)});
   }
+  const auto layers = static_cast<size_t>(sizes.num_layers);
+  constexpr double kMostGroups = 1e9, kMostCoefficient = 1e9;
+  if (root.has("tempcache_groups")) {
+    out.tempcache_groups = root.numbers("tempcache_groups", layers, 0, kMostGroups);
+    if (out.tempcache_groups.size() != layers)
+      throw Error(ErrorKind::kInput, str(what, ": tempcache_groups: expected ", layers,
+                                         " numbers, found ", out.tempcache_groups.size()));
+  }
+  if (root.has("teacache_polynomial"))
+    out.teacache_polynomial =
+        root.numbers("teacache_polynomial", kMostSteps, -kMostCoefficient, kMostCoefficient);
   return out;
 }
 
@@ -303,6 +393,13 @@ void apply(const Calibration& calibration, int64_t num_steps, Method& method) {
   if (!method.dense_layers) method.dense_layers = dense_indices(calibration.layers);
   if (!method.dense_steps && steps == static_cast<int64_t>(calibration.steps.size()))
     method.dense_steps = dense_indices(calibration.steps);
+  if (!method.layer_shares) {
+    constexpr double kLeastGroups = 1;  // a layer without any gets a share, too
+    method.layer_shares.emplace();
+    for (const double groups : calibration.tempcache_groups)
+      method.layer_shares->push_back(std::max(groups, kLeastGroups));
+  }
+  if (!method.step_cache.polynomial) method.step_cache.polynomial = calibration.teacache_polynomial;
 }
 
 }  // namespace longtake

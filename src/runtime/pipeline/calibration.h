@@ -1,10 +1,13 @@
 // Calibration: what AnnSA costs in each layer and at each sampling step of a model, measured on
-// maps of the embedded world, and which of them should therefore stay dense.
+// maps of the embedded world, and which of them should therefore stay dense; how many groups of
+// keys TempCache makes in each layer; and what a change of the noise level's embedding says of that
+// of the layers' output (TeaCache).
 //
 // A dense run is played; at probes its next frame is made again from the same past and noise, with
 // AnnSA at one step only, then in one layer only at the steps that will not stay dense. The error
 // of the frame's latent is the cost. How sparse each head is says the recall of the keys that AnnSA
-// read of it, beside that of an oracle.
+// read of it, beside that of an oracle. The frames of the dense run are remembered by a TempCache
+// without a budget, too. At the same probes the frame is made in other numbers of steps.
 #pragma once
 
 #include <cstddef>
@@ -40,6 +43,9 @@ struct Calibration {
   int64_t num_probes = 0;
   std::vector<CalibratedPart> steps, layers;
   std::vector<std::vector<CalibratedHead>> heads;  // [layers][heads]
+  // What files of earlier versions lack; empty then.
+  std::vector<double> tempcache_groups;     // [layers]: of a head, mean at the end of a map
+  std::vector<double> teacache_polynomial;  // StepCacheOptions::polynomial
 
   // JSON; docs/calibration.md has its keys.
   std::string to_json() const;

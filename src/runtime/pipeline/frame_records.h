@@ -22,9 +22,7 @@ class FrameRecords {
   // What the parts do is `steps`, the same every time.
   void denoise(Context& ctx, const std::function<void()>& steps) { run(ctx, denoising_, steps); }
 
-  void remember(Context& ctx, const std::function<void()>& steps) {
-    run(ctx, remembering_, steps);
-  }
+  void remember(Context& ctx, const std::function<void()>& steps) { run(ctx, remembering_, steps); }
 
   void decode(Context& ctx, const std::function<void()>& steps) { run(ctx, decoding_, steps); }
 

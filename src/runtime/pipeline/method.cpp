@@ -20,6 +20,8 @@ constexpr int64_t kMostSteps = 1000;
 constexpr int64_t kMostListed = 1000;
 constexpr double kMostNats = 1e6;
 constexpr double kMostBudget = 1e15;
+constexpr double kLeastShare = 1e-6, kMostShare = 1e6;
+constexpr double kMostCoefficient = 1e9;
 
 [[noreturn]] void usage(const std::string& message) {
   throw Error(ErrorKind::kUsage, message);
@@ -120,6 +122,23 @@ std::string list_text(const std::optional<std::vector<int64_t>>& list) {
   std::string text;
   for (const int64_t index : *list) text += str(text.empty() ? "" : "+", index);
   return text.empty() ? "none" : text;
+}
+
+// "auto", `none` or numbers such as "0.5/1.5".
+std::optional<std::vector<double>> parse_numbers(const std::string& text, const std::string& none,
+                                                 double min, double max) {
+  if (text == "auto") return std::nullopt;
+  std::vector<double> out;
+  if (text == none) return out;
+  for (const std::string& part : split(text, "/")) out.push_back(number<double>(part, min, max));
+  return out;
+}
+
+std::string numbers_text(const std::optional<std::vector<double>>& numbers, const char* none) {
+  if (!numbers) return "auto";
+  std::string text;
+  for (const double value : *numbers) text += str(text.empty() ? "" : "/", shortest(value));
+  return text.empty() ? none : text;
 }
 
 struct Row {
@@ -223,6 +242,12 @@ const std::vector<Row>& rows() {
         kMerging},
        [](Method& m, Text v) { m.memory.tempcache.shares = choice(v, kShares); },
        [](const Method& m) { return name_in(m.memory.tempcache.shares, kShares); }},
+      {{"layer-shares", "even | auto | NUMBER/NUMBER/...",
+        "what the layers get of a budget: alike, as calibrated, or a share each", kMerging},
+       [](Method& m, Text v) {
+         m.layer_shares = parse_numbers(v, "even", kLeastShare, kMostShare);
+       },
+       [](const Method& m) { return numbers_text(m.layer_shares, "even"); }},
       {{"merge-key", "mean | newest", "the key that stands for merged ones", "merge-rule=nats"},
        [](Method& m, Text v) { m.memory.tempcache.key = choice(v, kKeys); },
        [](const Method& m) { return name_in(m.memory.tempcache.key, kKeys); }},
@@ -238,6 +263,15 @@ const std::vector<Row>& rows() {
         "step-cache=teacache | step-cache=flowcache"},
        [](Method& m, Text v) { m.step_cache.threshold = number<double>(v, 0, kMostNats); },
        [](const Method& m) { return shortest(m.step_cache.threshold); }},
+      {{"step-polynomial", "auto | none | NUMBER/NUMBER/...",
+        "what a change of the noise level's embedding says of a step's, from the constant on; "
+        "auto: "
+        "as calibrated, or none: the change as it is",
+        "step-cache=teacache"},
+       [](Method& m, Text v) {
+         m.step_cache.polynomial = parse_numbers(v, "none", -kMostCoefficient, kMostCoefficient);
+       },
+       [](const Method& m) { return numbers_text(m.step_cache.polynomial, "none"); }},
       {{"steps", "NUMBER", "sampling steps a chunk; 0: the model's own", ""},
        [](Method& m, Text v) { m.num_steps = number<int64_t>(v, 0, kMostSteps); },
        [](const Method& m) { return std::to_string(m.num_steps); }},
@@ -330,6 +364,18 @@ int64_t keys_of_budget(const MemoryBudget& budget, const ModelSizes& sizes, DTyp
   if (!budget.is_bytes) return static_cast<int64_t>(std::min(budget.amount, 1e12));
   return static_cast<int64_t>(std::floor(budget.amount / bytes_per_page(sizes, dtype))) *
          kPageTokens;
+}
+
+// Shares whose mean is 1.
+std::vector<double> relative_shares(std::vector<double> shares, int64_t num_layers) {
+  if (shares.empty()) return shares;
+  if (static_cast<int64_t>(shares.size()) != num_layers)
+    usage(
+        str("layer-shares: expected ", num_layers, " of them, one a layer, found ", shares.size()));
+  const double mean =
+      std::accumulate(shares.begin(), shares.end(), 0.0) / static_cast<double>(shares.size());
+  for (double& share : shares) share /= mean;
+  return shares;
 }
 
 }  // namespace
@@ -459,6 +505,8 @@ CacheOptions cache_options(const Method& method, const ModelSizes& sizes, DType 
       limited ? keys_of_budget(method.budget, sizes, dtype)
               : (CacheOptions{}.sink_frames + CacheOptions{}.window_frames) * sizes.frame_tokens;
   if (limited) out.tempcache.budget_tokens = keys_of_budget(method.budget, sizes, dtype);
+  if (limited && out.memory == "tempcache" && method.layer_shares)
+    out.layer_shares = relative_shares(*method.layer_shares, sizes.num_layers);
   return out;
 }
 

@@ -36,6 +36,9 @@ struct Method {
   // Sampling steps without AnnSA and AnnCA, and layers without AnnSA, by index, ascending; nullopt:
   // what was calibrated, or the last dense_count() steps and the first dense_count() layers.
   std::optional<std::vector<int64_t>> dense_steps, dense_layers;
+  // Shares of the layers in a budget, any numbers above 0; empty: alike; nullopt: what was
+  // calibrated, or alike.
+  std::optional<std::vector<double>> layer_shares = std::vector<double>();
   StepCacheOptions step_cache;
   int64_t num_steps = 0;  // sampling steps a chunk; 0: the model's own
 

@@ -55,6 +55,11 @@ void Rollout::set_selection(Context& ctx, const Method& method) {
   longtake::set_selection(ctx, method_, sizes, layers_);
 }
 
+void Rollout::measure_steps(Context& ctx, int64_t num_steps, world::LayerReuse* reuse) {
+  usual_ = make_schedule(ctx, num_steps, model_.config.sampler.shift);
+  measured_ = reuse;
+}
+
 bool Rollout::is_sparse(int64_t step) const {
   // Where a frame has more steps than the method speaks of, each does as its share of them does.
   return step < frame_steps() && is_sparse_step(method_, step * num_steps() / frame_steps());
@@ -122,13 +127,8 @@ world::Pass Rollout::pass(int64_t step, PassObserver* observer) {
   const PromptReading prompt = !sparse                  ? PromptReading::kAll
                                : sparse_steps_run_ == 0 ? PromptReading::kChoose
                                                         : PromptReading::kChosen;
-  return {schedule_->levels[static_cast<size_t>(step)],
-          place_,
-          layers_,
-          sparse,
-          prompt,
-          step_cache_.get(),
-          observer};
+  return {schedule_->levels[static_cast<size_t>(step)],         place_,  layers_, sparse, prompt,
+          measured_ != nullptr ? measured_ : step_cache_.get(), observer};
 }
 
 double Rollout::density() const {

@@ -44,6 +44,10 @@ class Rollout {
   // Selects as `method` says from here on; the history stays as it is, and with it the policy.
   void set_selection(Context& ctx, const Method& method);
 
+  // For measurements: frames that have a history take so many sampling steps from here on, and
+  // their steps ask `reuse` instead of the method's step cache (null: no more).
+  void measure_steps(Context& ctx, int64_t num_steps, world::LayerReuse* reuse);
+
   // The method as it is played: steps and dense parts are named.
   const Method& method() const { return method_; }
 
@@ -90,6 +94,7 @@ class Rollout {
   world::Place place_;
   std::vector<LayerState> layers_;
   std::unique_ptr<StepCache> step_cache_;  // null: every step is computed
+  world::LayerReuse* measured_ = nullptr;  // takes its place
   Tensor velocity_, noise_;                // [C, h, w]
   Tensor clock_;                           // i64 [1]: the frame in work
   int64_t frame_ = 0, step_ = 0;

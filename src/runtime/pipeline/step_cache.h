@@ -3,7 +3,7 @@
 // the reuse part of FlowCache (arXiv 2602.10825):
 //
 //   teacache   how much a step changes is read off the noise level's embedding, which is the same
-//              for every chunk
+//              for every chunk, through a polynomial that `longtake calibrate` fits
 //   flowcache  off the chunk's own tokens as they enter the layers
 //
 // The relative L1 changes of the steps since the last computed one add up; below the threshold the
@@ -13,6 +13,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "device/context.h"
@@ -25,6 +27,10 @@ enum class StepReuse : uint8_t { kNone, kTeaCache, kFlowCache };
 struct StepCacheOptions {
   StepReuse reuse = StepReuse::kNone;
   double threshold = 0.3;  // of the summed relative change; 0: every step is computed
+  // TeaCache: what a change of the embedding says of that of the layers' output, a polynomial's
+  // coefficients from the constant on. Empty: the change as it is; nullopt: what was calibrated, or
+  // the change as it is.
+  std::optional<std::vector<double>> polynomial;
 };
 
 class StepCache final : public world::LayerReuse {
@@ -54,5 +60,13 @@ class StepCache final : public world::LayerReuse {
 
 // mean |now - before| / mean |before|.
 double relative_change(const float* now, const float* before, int64_t count);
+
+// coefficients[0] + coefficients[1] x + ...; not below 0.
+double change_at(std::span<const double> coefficients, double x);
+
+// The coefficients, of at most this degree, that come nearest to y at x by least squares; fewer
+// where there are too few different x. x, y [points].
+std::vector<double> fit_polynomial(std::span<const double> x, std::span<const double> y,
+                                   int64_t degree);
 
 }  // namespace longtake
