@@ -6,6 +6,7 @@
 
 #include "attend_cuda_support.h"
 #include "attention/attend.h"
+#include "attention/norm_linear_attend.h"
 #include "device/graph.h"
 #include "kv/device_pages.h"
 
@@ -111,6 +112,44 @@ TEST_F(AttendCudaTest, AGraphFollowsPagesThatGrow) {
         EXPECT_TRUE(graph.is_recorded());
       }
     }
+  }
+}
+
+// Queries made on the way: those that norm_linear_heads makes.
+TEST_F(AttendCudaTest, FromTheStreamToAPrompt) {
+  struct Case {
+    int64_t rows, in, heads, dim, keys;
+    bool normed;
+  };
+
+  for (const Case& c : {Case{1, 384, 6, 64, 9, true}, Case{128, 384, 6, 64, 128, true},
+                        Case{129, 384, 6, 64, 200, true}, Case{256, 512, 8, 64, 256, true},
+                        Case{7, 288, 1, 64, 1, false}, Case{33, 64, 6, 64, 77, true},
+                        Case{128, 384, 6, 64, 300, true}, Case{300, 384, 6, 64, 77, true},
+                        Case{40, 384, 3, 128, 77, true}}) {
+    Context gpu{kGpu};
+    const int64_t dim = c.heads * c.dim;
+    const Tensor x = test::random_tensor(DType::kF32, {c.rows, c.in}, 1, 3).to(kGpu);
+    const Tensor vectors = test::random_tensor(DType::kF32, {2, c.in}, 2).to(kGpu);
+    const View matrix = vectors;
+    const StreamNorm norm{{{&matrix, 1}, 0}, {{&matrix, 1}, 1}, 1e-6F, false};
+    const LinearWeight weight(gpu, test::random_tensor(DType::kBF16, {dim, c.in}, 3), {},
+                              test::random_tensor(DType::kF32, {dim}, 4), DType::kBF16);
+    const Tensor head_norm = test::random_tensor(DType::kF32, {dim}, 5).to(kGpu);
+    const View by = c.normed ? head_norm.view() : View();
+    const float scale = c.normed ? 0.125F : 0.005F;
+    const Tensor k = test::random_tensor(DType::kBF16, {c.keys, c.heads, c.dim}, 6);
+    const Tensor v = test::random_tensor(DType::kBF16, {c.keys, c.heads, c.dim}, 7);
+    const KvPages pages(gpu, k.to(kGpu), v.to(kGpu));
+
+    const Tensor q(kGpu, DType::kBF16, {c.rows, c.heads, c.dim});
+    const HeadPart part{by, false, q};
+    norm_linear_heads(gpu, x, norm, weight, {&part, 1}, View(), View(), 1e-6F);
+    const GuardedOut out(DType::kBF16, q.shape());
+    norm_linear_attend(gpu, x, norm, weight, by, 1e-6F, pages.view(), scale, out.view());
+    const auto all_keys = [](int64_t, int64_t, int64_t) { return true; };
+    EXPECT_LE(distance(out.on_cpu(), plain(test::on_host(q), k, v, scale, all_keys)), 5e-3)
+        << c.rows << " x " << c.in << " x " << c.heads << " x " << c.dim << ", " << c.keys;
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "core_support.h"
 #include "ops/conv.h"
+#include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/heads.h"
 #include "ops/image.h"
@@ -20,6 +21,7 @@
 #include "ops/pixel_shuffle.h"
 #include "ops/residual.h"
 #include "ops/rope.h"
+#include "ops/stream_linear.h"
 #include "reference/linear.h"
 #include "reference/norm.h"
 
@@ -276,6 +278,168 @@ TEST_P(Types, AddLayerNorm) {
     const Guarded alone(device(), out(), x.shape());
     frame_layer_norm(ctx(), both, scale, shift, 1e-6F, true, alone);
     EXPECT_TRUE(test::same_bits(alone, h));
+  }
+}
+
+// Products on the residual stream, at sizes that one launch serves on a GPU and at others.
+struct StreamCase {
+  int64_t rows, in, out;
+  size_t frames;
+};
+
+constexpr StreamCase kStreamCases[] = {
+    {1, 16, 2, 1},     {7, 384, 384, 1},    {128, 384, 1536, 1}, {129, 384, 100, 3},
+    {256, 512, 64, 2}, {257, 384, 1152, 1}, {6, 1536, 384, 3},   {128, 1536, 384, 1},
+    {5, 30, 37, 1},    {120, 400, 1154, 2}, {128, 640, 96, 1}};
+
+// Vectors 0 ... 2 of every frame.
+std::vector<Tensor> frame_matrices(Device device, size_t frames, int64_t dim) {
+  std::vector<Tensor> out;
+  for (size_t f = 0; f < frames; ++f)
+    out.push_back(random_tensor(kF32, {3, dim}, 2 + static_cast<uint32_t>(f)).to(device));
+  return out;
+}
+
+// The norm of x [rows, dim] by the vectors of its frames, scale in row 1 and shift in row 0, rounded
+// to `compute`.
+std::vector<double> normed_by_frame(View x, const std::vector<Tensor>& matrices, DType compute) {
+  const int64_t rows = x.dim(0) / static_cast<int64_t>(matrices.size());
+  std::vector<double> out;
+  for (size_t f = 0; f < matrices.size(); ++f) {
+    const auto begin = static_cast<int64_t>(f) * rows;
+    const auto more = reference::layer_norm(values(x.rows(begin, begin + rows)),
+                                            values(matrices[f].view().rows(1, 2)),
+                                            values(matrices[f].view().rows(0, 1)), 1e-6, true);
+    out.insert(out.end(), more.begin(), more.end());
+  }
+  if (compute == kBF16) {
+    for (double& e : out) e = static_cast<double>(static_cast<float>(bf16(static_cast<float>(e))));
+  }
+  return out;
+}
+
+// Norms in f32 and in double fall on different sides of a few roundings to bf16.
+double normed_bound(DType compute, DType out, int64_t length) {
+  return product_bound(compute, out, length) + (compute == kBF16 ? 5e-4 : 4e-6);
+}
+
+TEST_P(Types, NormLinear) {
+  if (!has_products()) GTEST_SKIP() << "no bf16 products here";
+  for (const auto& [rows, wide, tall, frames] : kStreamCases) {
+    SCOPED_TRACE(str(rows, " x ", wide, " -> ", tall, ", frames ", frames));
+    const Tensor x = random(kF32, {rows, wide}, 0, 3.0F);
+    const auto matrices = frame_matrices(device(), frames, wide);
+    const std::vector<View> views(matrices.begin(), matrices.end());
+    const Tensor b = random_tensor(kF32, {tall}, 1);
+    const StreamNorm norm{{views, 1}, {views, 0}, 1e-6F, true};
+    for (const bool biased : {false, true}) {
+      const LinearWeight weight(ctx(), random_tensor(in(), {tall, wide}, 9), {},
+                                biased ? b.view() : View(), in());
+      auto expected = reference::linear(
+          normed_by_frame(x, matrices, in()), values(random_tensor(in(), {tall, wide}, 9)),
+          biased ? values(b) : std::vector<double>(), static_cast<size_t>(rows),
+          static_cast<size_t>(wide), static_cast<size_t>(tall));
+      if (biased) {
+        for (double& e : expected) e = reference::gelu_tanh(e);
+      }
+      const Guarded y(device(), out(), {rows, tall});
+      norm_linear(ctx(), x, norm, weight, biased ? Activation::kGeluTanh : Activation::kNone, y);
+      expect_close(y, expected, normed_bound(in(), out(), wide) + 2e-6);
+    }
+  }
+}
+
+TEST_P(Types, AddLinear) {
+  if (!has_products()) GTEST_SKIP() << "no bf16 products here";
+  for (const auto& [rows, wide, tall, frames] : kStreamCases) {
+    SCOPED_TRACE(str(rows, " x ", wide, " -> ", tall, ", frames ", frames));
+    const Tensor y = random(in(), {rows, wide}, 0);
+    const Tensor x = random(kF32, {rows, tall}, 1, 4.0F);
+    const auto matrices = frame_matrices(device(), frames, tall);
+    const std::vector<View> views(matrices.begin(), matrices.end());
+    const Tensor w = random_tensor(in(), {tall, wide}, 9);
+    const Tensor b = random_tensor(kF32, {tall}, 10);
+    const LinearWeight weight(ctx(), w, {}, b, in());
+    const auto more =
+        reference::linear(values(y), values(w), values(b), static_cast<size_t>(rows),
+                          static_cast<size_t>(wide), static_cast<size_t>(tall));
+    for (const bool gated : {false, true}) {
+      const FrameVectors gate{gated ? std::span<const View>(views) : std::span<const View>(), 2};
+      std::vector<double> factors;  // a row of the stream's, for every frame
+      for (const Tensor& matrix : matrices) {
+        const auto row = values(matrix.view().rows(2, 3));
+        factors.insert(factors.end(), row.begin(), row.end());
+      }
+      auto expected = values(x);
+      const auto dim = static_cast<size_t>(tall);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        const size_t frame = i / (expected.size() / frames);
+        expected[i] += more[i] * (gated ? factors[frame * dim + i % dim] : 1.0);
+      }
+      const Guarded sum(device(), kF32, x.shape());
+      copy(ctx(), x, sum);
+      add_linear(ctx(), y, weight, gate, out(), sum);
+      expect_close(sum, expected, product_bound(in(), out(), wide));
+    }
+  }
+}
+
+TEST_P(Types, NormLinearHeads) {
+  if (!has_products()) GTEST_SKIP() << "no bf16 products here";
+  struct Case {
+    int64_t rows, in, heads, head_dim;
+    size_t frames;
+    std::vector<bool> wanted;
+  };
+
+  const Case cases[] = {{1, 384, 1, 64, 1, {true}},
+                        {128, 384, 6, 64, 1, {true, true, true}},
+                        {129, 384, 6, 64, 3, {true, true, true}},
+                        {7, 384, 6, 64, 1, {false, true, true}},
+                        {256, 64, 4, 128, 2, {true, true, true}},
+                        {33, 30, 3, 10, 3, {true, true, true}},
+                        {300, 384, 6, 64, 3, {true, false, true}},
+                        {64, 48, 10, 64, 1, {true, true, true}}};
+  for (const auto& [rows, wide, heads, head_dim, frames, wanted] : cases) {
+    SCOPED_TRACE(str(rows, " x ", wide, " -> ", heads, " x ", head_dim));
+    const int64_t dim = heads * head_dim;
+    const auto count = static_cast<int64_t>(wanted.size());
+    const Tensor x = random(kF32, {rows, wide}, 0, 3.0F);
+    const auto matrices = frame_matrices(device(), frames, wide);
+    const std::vector<View> views(matrices.begin(), matrices.end());
+    const Tensor w = random_tensor(in(), {count * dim, wide}, 9);
+    const Tensor b = random_tensor(kF32, {count * dim}, 10);
+    const LinearWeight weight(ctx(), w, {}, b, in());
+    const Tensor norms = random(kF32, {2, dim}, 1);
+    const auto [cos, sin] = rotations(device(), rows, head_dim / 2);
+    std::vector<std::unique_ptr<Guarded>> outs;
+    std::vector<HeadPart> parts;
+    for (size_t p = 0; p < wanted.size(); ++p) {
+      outs.push_back(std::make_unique<Guarded>(device(), out(), Shape{rows, heads, head_dim}));
+      const auto at = static_cast<int64_t>(p);
+      parts.push_back({p < 2 ? norms.view().rows(at, at + 1).reshape({dim}) : View(), p == 0,
+                       wanted[p] ? outs.back()->view() : View()});
+    }
+    norm_linear_heads(ctx(), x, {{views, 1}, {views, 0}, 1e-6F, true}, weight, parts, cos, sin,
+                      1e-6F);
+    const auto all =
+        reference::linear(normed_by_frame(x, matrices, in()), values(w), values(b),
+                          static_cast<size_t>(rows), static_cast<size_t>(wide),
+                          static_cast<size_t>(count * dim));
+    for (size_t p = 0; p < wanted.size(); ++p) {
+      if (!wanted[p]) continue;
+      std::vector<double> expected;
+      for (int64_t row = 0; row < rows; ++row) {
+        const auto begin = all.begin() + static_cast<std::ptrdiff_t>(
+                                             (row * count + static_cast<int64_t>(p)) * dim);
+        expected.insert(expected.end(), begin, begin + static_cast<std::ptrdiff_t>(dim));
+      }
+      if (p < 2) expected = reference::rms_norm(expected, values(parts[p].norm), 1e-6);
+      if (p == 0)
+        expected = rotated(expected, values(cos), values(sin), static_cast<size_t>(heads),
+                           static_cast<size_t>(head_dim));
+      expect_close(*outs[p], expected, normed_bound(in(), out(), wide) + 4e-6);
+    }
   }
 }
 

@@ -11,20 +11,25 @@
 //
 // The two take turns at starting products, so that one has its softmax while the other multiplies.
 // Registers: out D/2, logits 64, terms 32 (in 8 bits 16) of 232 a thread.
+//
+// Of 64 channels the products are so short that the softmax of two groups cannot hide what each of
+// them waits for. Where a block has one row to do, four groups do it: each has 64 queries and half
+// of every page's keys; pairs put their halves together at the end.
+#include <algorithm>
 #include <type_traits>
 
 #include "attention/paged_attention.cuh"
 #include "device/hopper.cuh"
+#include "device/launch.cuh"
 
 namespace longtake::cuda {
 
 namespace {
 
-constexpr int kGroups = 2;  // warpgroups that compute
-constexpr int kGroupQueries = kTileQueries / kGroups;
-constexpr int kThreads = 128 * (kGroups + 1);
+constexpr int kGroupQueries = 64;
+constexpr int kHalves = kTileQueries / kGroupQueries;
 // Named barriers; 0 is __syncthreads.
-constexpr int kTurnBarrier = 1, kGroupBarrier = 3, kPairBarrier = 5;
+constexpr int kTurnBarrier = 1, kGroupBarrier = 3, kPairBarrier = 7, kAllBarrier = 9;
 
 // Where the chunk of 16 bytes of a row of 128 goes in shared memory.
 __device__ int swizzled(int row, int chunk) {
@@ -169,9 +174,11 @@ struct Fp8Pages {
   }
 };
 
-template <typename Pages>
+// kKeyParts: of a page's keys, a warpgroup each.
+template <typename Pages, int kKeyParts>
 struct Shared {
   static constexpr int kStages = Pages::kStages;
+  static constexpr int kGroups = kHalves * kKeyParts;  // warpgroups that compute
   // Matrix products want their atoms at multiples of 1024 bytes.
   unsigned char q[kGroups][Pages::kQueryBytes];
   unsigned char keys[kStages][Pages::kMatrixBytes];
@@ -180,11 +187,11 @@ struct Shared {
   // round again only after the release of keys that the reader asks for later.
   float weights[2 * kStages][Pages::kFloats];
   float query_scales[kGroups][kGroupQueries];
-  float2 partial_sum[kTileQueries];  // of a row that a cluster shares
+  float2 partial_sum[kKeyParts * kTileQueries];  // of a row that a cluster or groups share
   uint64_t keys_full[kStages], keys_free[kStages], values_full[kStages], values_free[kStages];
 
-  // A cluster's part of its row lies where its pages were: [kTileQueries][kPartialStride]. Rows are
-  // apart by what makes a warp's writes meet all banks.
+  // A cluster's part of its row lies where its pages were, [kTileQueries][kPartialStride], and so
+  // does what groups have of a part. Rows are apart by what makes a warp's writes meet all banks.
   static constexpr int kPartialStride = Pages::D + 8;
 
   __device__ float* partial_out() { return reinterpret_cast<float*>(keys[0]); }
@@ -203,8 +210,9 @@ struct Ring {
   }
 };
 
-template <typename Pages, typename Walk>
-__device__ void bring_pages(const PagedArguments& args, const Plan& plan, Shared<Pages>& shared) {
+template <typename Pages, typename Walk, int kKeyParts>
+__device__ void bring_pages(const PagedArguments& args, const Plan& plan,
+                            Shared<Pages, kKeyParts>& shared) {
   constexpr int kMatrix = Pages::kMatrixBytes, kFloatBytes = Pages::kFloats * 4;
   constexpr int kStages = Pages::kStages;
   Walk walk(args, plan);
@@ -232,9 +240,9 @@ __device__ void bring_pages(const PagedArguments& args, const Plan& plan, Shared
   }
 }
 
-// What a segment without pages comes to, for queries of this group.
-template <typename Pages>
-__device__ void write_nothing(const PagedArguments& args, Shared<Pages>& shared,
+// What a segment without pages comes to, for a half of the queries.
+template <typename Pages, int kKeyParts>
+__device__ void write_nothing(const PagedArguments& args, Shared<Pages, kKeyParts>& shared,
                               const Segment& segment, int group) {
   constexpr int D = Pages::D, kChunks = D / 8;
   const int tiles = args.lists.num_rows() / args.num_heads;
@@ -253,16 +261,17 @@ __device__ void write_nothing(const PagedArguments& args, Shared<Pages>& shared,
 
 // Puts a row together from what the cluster's blocks have of it, each of them some of its queries.
 // For the threads that compute.
-template <typename Pages, int kBlocks>
-__device__ void combine_parts(const PagedArguments& args, Shared<Pages>& shared) {
-  constexpr int D = Pages::D, kPairs = D / 2, kStride = Shared<Pages>::kPartialStride;
+template <int kBlocks, typename Pages, int kKeyParts>
+__device__ void combine_parts(const PagedArguments& args, Shared<Pages, kKeyParts>& shared) {
+  using Parts = Shared<Pages, kKeyParts>;
+  constexpr int D = Pages::D, kPairs = D / 2, kStride = Parts::kPartialStride;
   constexpr int kQueries = kTileQueries / kBlocks;
   const int row = blockIdx.x / kBlocks, first = blockIdx.x % kBlocks * kQueries;
   const int tiles = args.lists.num_rows() / args.num_heads;
   const uint32_t sums = shared_address(shared.partial_sum);
   const uint32_t outs = shared_address(shared.partial_out());
 #pragma unroll 1
-  for (int i = threadIdx.x - 128; i < kQueries * kPairs; i += 128 * kGroups) {
+  for (int i = threadIdx.x - 128; i < kQueries * kPairs; i += 128 * Parts::kGroups) {
     const int in_tile = first + i / kPairs, pair = i % kPairs;
     const int query = row % tiles * kTileQueries + in_tile;
     if (query >= args.num_queries) return;
@@ -292,22 +301,22 @@ __device__ void combine_parts(const PagedArguments& args, Shared<Pages>& shared)
   }
 }
 
-template <typename Pages>
-__device__ void combine_in_cluster(const PagedArguments& args, Shared<Pages>& shared) {
+template <typename Pages, int kKeyParts>
+__device__ void combine_in_cluster(const PagedArguments& args, Shared<Pages, kKeyParts>& shared) {
   switch (args.blocks_per_row) {
     case 2:
-      return combine_parts<Pages, 2>(args, shared);
+      return combine_parts<2>(args, shared);
     case 4:
-      return combine_parts<Pages, 4>(args, shared);
+      return combine_parts<4>(args, shared);
     case 8:
-      return combine_parts<Pages, 8>(args, shared);
+      return combine_parts<8>(args, shared);
     default:
-      return combine_parts<Pages, 16>(args, shared);
+      return combine_parts<16>(args, shared);
   }
 }
 
 template <typename Pages, typename Walk>
-__device__ void compute(const PagedArguments& args, const Plan& plan, Shared<Pages>& shared,
+__device__ void compute(const PagedArguments& args, const Plan& plan, Shared<Pages, 1>& shared,
                         int group) {
   constexpr int D = Pages::D, kStages = Pages::kStages;
   constexpr bool kScaled = Pages::kFloats > kPageKeys;
@@ -413,8 +422,8 @@ __device__ void compute(const PagedArguments& args, const Plan& plan, Shared<Pag
     if constexpr (std::is_same_v<Walk, RowWalk>) {
       // Where rows are shared, the other group may be reading the pages still.
       if (segment.slot >= 0) named_sync(kPairBarrier, 2 * 128);
-      write_rows<D, Shared<Pages>::kPartialStride>(args, segment, row, out, softmax,
-                                                   shared.partial_out(), shared.partial_sum);
+      write_rows<D, Shared<Pages, 1>::kPartialStride>(args, segment, row, out, softmax,
+                                                      shared.partial_out(), shared.partial_sum);
     } else {
       write_rows<D, D>(args, segment, row, out, softmax, args.partial_out, args.partial_sum);
     }
@@ -423,24 +432,161 @@ __device__ void compute(const PagedArguments& args, const Plan& plan, Shared<Pag
   if (group == 0) named_sync(kTurnBarrier, 2 * 128);
 }
 
-template <typename Pages, typename Walk>
-__global__ void __launch_bounds__(kThreads, 1)
+// A block's one row, by four groups: queries `group` % 2, keys `group` / 2 of every page. The product
+// with a page's values and that with the next one's keys are under way together.
+template <typename Pages>
+__device__ void compute_one_row(const PagedArguments& args, Shared<Pages, 2>& shared, int group) {
+  constexpr int D = Pages::D, kStages = Pages::kStages, kStride = Shared<Pages, 2>::kPartialStride;
+  constexpr int kKeys = kPageKeys / 2, kKeyBytes = kKeys * 128;
+  static_assert(D == 64);
+  const int half = group % 2, part = group / 2;
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int tiles = args.lists.num_rows() / args.num_heads;
+  Segment segment;
+  if (!RowWalk(args, {}).next(segment)) return;
+  if (segment.count == 0) {
+    if (part == 0) write_nothing(args, shared, segment, half);
+    return;
+  }
+  const auto release = [&](uint64_t* barrier) {
+    if (lane == 0) mbarrier_arrive(barrier);
+  };
+  Pages::load_queries(args, segment.row / tiles,
+                      segment.row % tiles * kTileQueries + half * kGroupQueries, shared.q[group],
+                      shared.query_scales[group]);
+  fence_proxy_async();
+  named_sync(kGroupBarrier + group, 128);
+  const uint32_t q = shared_address(shared.q[group]);
+  Ring<kStages> keys, values;
+  int weights = 0;
+  float logits[kKeys / 2], out[D / 2];
+  uint32_t terms[kKeys / 16][4];
+  typename Pages::Softmax softmax;
+  const float scale[2] = {args.scale_log2, args.scale_log2};
+#pragma unroll
+  for (int i = 0; i < D / 2; ++i) out[i] = 0;
+  const auto start_logits = [&] {
+    const uint32_t from = shared_address(shared.keys[keys.stage]) + part * kKeyBytes;
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k)
+      wgmma_m64n64k16(logits, matrix_descriptor(q + 32 * k, 16, 1024),
+                      matrix_descriptor(from + 32 * k, 16, 1024), k > 0);
+    wgmma_commit();
+  };
+  const auto start_out = [&] {
+    const uint32_t from = shared_address(shared.values[values.stage]) + part * kKeyBytes;
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k)
+      wgmma_m64k16(out, terms[k], matrix_descriptor(from + k * 2048, kPageKeys * 128, 1024));
+    wgmma_commit();
+  };
+  const auto take_terms = [&] {
+    softmax.template update<kKeys>(logits, shared.weights[weights] + part * kKeys, scale, 0);
+    weights = weights + 1 == 2 * kStages ? 0 : weights + 1;
+  };
+  const auto round_terms = [&] {
+#pragma unroll
+    for (int i = 0; i < kKeys / 4; ++i)
+      terms[i / 4][i % 4] = pack_bf16(logits[2 * i], logits[2 * i + 1]);
+  };
+
+  mbarrier_wait(&shared.keys_full[keys.stage], keys.parity);
+  pin(logits);
+  wgmma_fence();
+  start_logits();
+  wgmma_wait<0>();
+  pin(logits);
+  release(&shared.keys_free[keys.stage]);
+  keys.advance();
+  take_terms();
+  round_terms();
+  for (int j = 1; j < segment.count; ++j) {
+    mbarrier_wait(&shared.keys_full[keys.stage], keys.parity);
+    pin(logits);
+    pin(out);
+    wgmma_fence();
+    start_logits();
+    mbarrier_wait(&shared.values_full[values.stage], values.parity);
+    start_out();
+    wgmma_wait<1>();
+    pin(logits);
+    release(&shared.keys_free[keys.stage]);
+    keys.advance();
+    take_terms();
+    wgmma_wait<0>();
+    pin(out);
+    release(&shared.values_free[values.stage]);
+    values.advance();
+    round_terms();
+    if (softmax.must_rescale()) {
+#pragma unroll
+      for (int i = 0; i < D / 2; ++i) out[i] *= softmax.rescale[i / 2 % 2];
+    }
+  }
+  mbarrier_wait(&shared.values_full[values.stage], values.parity);
+  pin(out);
+  wgmma_fence();
+  start_out();
+  wgmma_wait<0>();
+  pin(out);
+  softmax.finish();
+
+  // All have read the pages; what the second group of a pair has goes where they were.
+  named_sync(kAllBarrier, 4 * 128);
+  const int row = half * kGroupQueries + warp * 16 + lane / 4;
+  if (part == 1) {
+    Segment other = segment;
+    other.slot = 1;
+    write_rows<D, kStride>(args, other, row, out, softmax, shared.partial_out(),
+                           shared.partial_sum);
+    named_arrive(kPairBarrier + half, 2 * 128);
+    return;
+  }
+  named_sync(kPairBarrier + half, 2 * 128);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int at = kTileQueries + row + 8 * r;
+    const float2 sum = shared.partial_sum[at];
+    const float reference = fmaxf(softmax.reference[r], sum.x);
+    const float own = fast_exp2(softmax.reference[r] - reference);
+    const float more = fast_exp2(sum.x - reference);
+    softmax.reference[r] = reference;
+    softmax.sum[r] = own * softmax.sum[r] + more * sum.y;
+    const auto* from = reinterpret_cast<const float2*>(shared.partial_out() + at * kStride) +
+                       (threadIdx.x & 3);
+#pragma unroll
+    for (int i = 0; i < D / 8; ++i) {
+      const float2 pair = from[4 * i];
+      float* to = out + 4 * i + 2 * r;
+      to[0] = own * to[0] + more * pair.x;
+      to[1] = own * to[1] + more * pair.y;
+    }
+  }
+  write_rows<D, kStride>(args, segment, row, out, softmax, shared.partial_out(),
+                         shared.partial_sum);
+}
+
+// kKeyParts 2: every block has one row, or its part of one.
+template <typename Pages, typename Walk, int kKeyParts>
+__global__ void __launch_bounds__(128 * (1 + kHalves * kKeyParts), 1)
     attend_kernel(const __grid_constant__ PagedArguments args) {
+  using Parts = Shared<Pages, kKeyParts>;
   extern __shared__ unsigned char raw[];
   __shared__ Plan plan;
-  auto& shared =
-      *reinterpret_cast<Shared<Pages>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  static_assert(kTileQueries * Shared<Pages>::kPartialStride * 4 <=
+  auto& shared = *reinterpret_cast<Parts*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
+  static_assert(kKeyParts * kTileQueries * Parts::kPartialStride * 4 <=
                 2 * Pages::kStages * Pages::kMatrixBytes);
+  let_next_begin();
   if (threadIdx.x == 0) {
     for (int s = 0; s < Pages::kStages; ++s) {
       mbarrier_init(&shared.keys_full[s], 1);
       mbarrier_init(&shared.values_full[s], 1);
-      mbarrier_init(&shared.keys_free[s], 4 * kGroups);  // one arrival a warp
-      mbarrier_init(&shared.values_free[s], 4 * kGroups);
+      mbarrier_init(&shared.keys_free[s], 4 * Parts::kGroups);  // one arrival a warp
+      mbarrier_init(&shared.values_free[s], 4 * Parts::kGroups);
     }
     fence_mbarrier_init();
   }
+  wait_for_previous();
   constexpr bool kByRows = std::is_same_v<Walk, RowWalk>;
   if constexpr (kByRows) {
     __syncthreads();
@@ -450,15 +596,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool cluster = kByRows && args.blocks_per_row > 1;
   const int group = static_cast<int>(threadIdx.x / 128) - 1;
   if (group < 0) {
-    registers_down_to<40>();
+    registers_down_to<kKeyParts == 2 ? 32 : 40>();
     if (threadIdx.x == 0) bring_pages<Pages, Walk>(args, plan, shared);
     if (cluster) {
       cluster_sync();
       cluster_sync();
     }
   } else {
-    registers_up_to<232>();
-    compute<Pages, Walk>(args, plan, shared, group);
+    registers_up_to<kKeyParts == 2 ? 112 : 232>();
+    if constexpr (kKeyParts == 2) {
+      compute_one_row(args, shared, group);
+    } else {
+      compute<Pages, Walk>(args, plan, shared, group);
+    }
     if (cluster) {
       cluster_sync();
       combine_in_cluster(args, shared);
@@ -467,15 +617,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <typename Pages>
-constexpr int kSharedBytes = static_cast<int>(sizeof(Shared<Pages>)) + 1024;
+template <typename Pages, int kKeyParts>
+constexpr int kSharedBytes = static_cast<int>(sizeof(Shared<Pages, kKeyParts>)) + 1024;
+
+enum class Variant : uint8_t { kShares, kRows, kOneRow };
 
 template <typename Body>
-void with_kernel(int head_dim, PageFormat format, bool by_rows, const Body& body) {
+void with_kernel(int head_dim, PageFormat format, Variant variant, const Body& body) {
   const auto call = [&]<typename Pages>() {
-    static_assert(kSharedBytes<Pages> + sizeof(Plan) <= 227 * 1024);
-    body(by_rows ? attend_kernel<Pages, RowWalk> : attend_kernel<Pages, ShareWalk>,
-         kSharedBytes<Pages>);
+    static_assert(kSharedBytes<Pages, 1> + sizeof(Plan) <= 227 * 1024);
+    if constexpr (Pages::D == 64) {
+      static_assert(kSharedBytes<Pages, 2> + sizeof(Plan) <= 227 * 1024);
+      if (variant == Variant::kOneRow)
+        return body(attend_kernel<Pages, RowWalk, 2>, kSharedBytes<Pages, 2>, 5 * 128);
+    }
+    body(variant == Variant::kShares ? attend_kernel<Pages, ShareWalk, 1>
+                                     : attend_kernel<Pages, RowWalk, 1>,
+         kSharedBytes<Pages, 1>, 3 * 128);
   };
   if (format == PageFormat::kFp8) {
     call.template operator()<Fp8Pages>();
@@ -486,38 +644,21 @@ void with_kernel(int head_dim, PageFormat format, bool by_rows, const Body& body
   }
 }
 
-// A launch of `num_blocks` blocks in clusters.
-struct Launch {
-  cudaLaunchConfig_t config{};
-  cudaLaunchAttribute cluster{};
-
-  Launch(int num_blocks, int blocks_per_cluster, int shared_bytes, cudaStream_t stream) {
-    config.gridDim = dim3(static_cast<unsigned>(num_blocks));
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-    config.stream = stream;
-    if (blocks_per_cluster < 2) return;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(blocks_per_cluster), 1, 1};
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-  }
-};
-
 }  // namespace
 
 ClusterRoom prepare_hopper(int head_dim, PageFormat format) {
   ClusterRoom room{};
-  for (const bool by_rows : {false, true}) {
-    with_kernel(head_dim, format, by_rows, [&](const auto kernel, int bytes) {
+  for (const Variant variant : {Variant::kShares, Variant::kRows, Variant::kOneRow}) {
+    with_kernel(head_dim, format, variant, [&](const auto kernel, int bytes, unsigned threads) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
             "attention kernel");
-      if (!by_rows) return;
+      if (variant == Variant::kShares) return;
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
             "attention kernel");
       for (size_t i = 1; i < room.size(); ++i) {
-        Launch launch(1 << i, 1 << i, bytes, nullptr);
-        if (cudaOccupancyMaxActiveClusters(&room[i], kernel, &launch.config) != cudaSuccess) {
+        const EarlyLaunch launch(nullptr, false, 1U << i, threads, static_cast<size_t>(bytes),
+                                 1U << i);
+        if (cudaOccupancyMaxActiveClusters(&room[i], kernel, launch.config()) != cudaSuccess) {
           static_cast<void>(cudaGetLastError());
           room[i] = 0;
         }
@@ -529,9 +670,14 @@ ClusterRoom prepare_hopper(int head_dim, PageFormat format) {
 
 void launch_hopper(int head_dim, PageFormat format, int num_blocks, const PagedArguments& args,
                    cudaStream_t stream) {
-  with_kernel(head_dim, format, args.blocks_per_row > 0, [&](const auto kernel, int bytes) {
-    Launch launch(num_blocks, args.blocks_per_row, bytes, stream);
-    check(cudaLaunchKernelEx(&launch.config, kernel, args), "attention");
+  const int of_row = args.blocks_per_row;
+  const Variant variant = of_row == 0                                        ? Variant::kShares
+                          : num_blocks == args.lists.num_rows() * of_row ? Variant::kOneRow
+                                                                             : Variant::kRows;
+  with_kernel(head_dim, format, variant, [&](const auto kernel, int bytes, unsigned threads) {
+    EarlyLaunch(stream, true, static_cast<unsigned>(num_blocks), threads,
+                static_cast<size_t>(bytes), static_cast<unsigned>(std::max(1, of_row)))
+        .run("attention", kernel, args);
   });
 }
 

@@ -42,6 +42,8 @@ Runtime::Runtime(int index) : index_(index) {
     refuse(index, str(properties.name, ", which has ", properties.major, ".", properties.minor));
   check(cudaSetDevice(index), "GPU");
   num_multiprocessors_ = properties.multiProcessorCount;
+  is_hopper_or_later_ = properties.major >= 9;
+  most_shared_bytes_ = properties.sharedMemPerBlockOptin;
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "CUDA stream");
   if (cublasLtCreate(&blas_) != CUBLAS_STATUS_SUCCESS)
     throw Error("cuBLASLt: expected a handle, found a failing library");

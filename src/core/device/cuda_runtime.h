@@ -41,6 +41,12 @@ class Runtime {
 
   int num_multiprocessors() const { return num_multiprocessors_; }
 
+  // Compute capability 9.0: clusters, and launches that begin early (device/launch.cuh).
+  bool is_hopper_or_later() const { return is_hopper_or_later_; }
+
+  // Shared memory that a block can have.
+  size_t most_shared_bytes() const { return most_shared_bytes_; }
+
   // What a twin makes at its first call and keeps for later ones, by its type and a key of its own:
   // make() returns a T.
   template <typename T, typename Make>
@@ -57,6 +63,8 @@ class Runtime {
   DeviceArray<std::byte> blas_workspace_;
   CublasPlans plans_;
   int num_multiprocessors_ = 0;
+  bool is_hopper_or_later_ = false;
+  size_t most_shared_bytes_ = 0;
   std::map<std::pair<std::type_index, int64_t>, std::shared_ptr<void>> kept_;
 };
 

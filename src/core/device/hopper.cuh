@@ -83,6 +83,22 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
 }
 
+// The two halves of a cluster_sync() that orders nothing: once waited for, all blocks have begun.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
+// A number to where `address` is in the cluster's block `rank`.
+__device__ inline void store_remote(uint32_t address, int rank, float value) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+}
+
 // Two numbers of the cluster's block `rank` that lie where `address` is in this block.
 __device__ inline float2 load_remote(uint32_t address, int rank) {
   uint32_t remote;
@@ -162,6 +178,19 @@ __device__ inline void wgmma_m64n128k16(float (&acc)[64], uint64_t a, uint64_t b
       "}, %64, %65, p, 1, 1, 0, 0;\n"
       "}\n"
       : LONGTAKE_R32(acc, 0), LONGTAKE_R32(acc, 32)
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// The same, 64 x 64 x 16.
+__device__ inline void wgmma_m64n64k16(float (&acc)[32], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" LONGTAKE_P32
+      "}, %32, %33, p, 1, 1, 0, 0;\n"
+      "}\n"
+      : LONGTAKE_R32(acc, 0)
       : "l"(a), "l"(b), "r"(accumulate));
 }
 

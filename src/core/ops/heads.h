@@ -1,6 +1,7 @@
 // From one matrix product to the inputs of attention: queries, keys and values.
 #pragma once
 
+#include <cstdint>
 #include <span>
 
 #include "device/context.h"
@@ -21,6 +22,10 @@ struct HeadPart {
 // The outputs have one shape and dtype.
 void split_heads(Context& ctx, View x, std::span<const HeadPart> parts, View cos, View sin,
                  float eps);
+
+// Throws Error unless split_heads can make the parts of [rows, columns]. False: nobody wants any.
+bool expect_heads(int64_t rows, int64_t columns, std::span<const HeadPart> parts, View cos,
+                  View sin);
 
 namespace cpu {
 extern decltype(longtake::split_heads) split_heads;

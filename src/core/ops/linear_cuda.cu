@@ -5,6 +5,7 @@
 #include "device/cuda_runtime.h"
 #include "device/dispatch.h"
 #include "device/vector.cuh"
+#include "ops/activation.cuh"
 #include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/linear_cuda.h"
@@ -15,16 +16,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kTile = 16;
-
-__device__ float activated(float x, Activation activation) {
-  if (activation == Activation::kSilu) return x / (1.0F + expf(-x));
-  if (activation == Activation::kGeluTanh) {
-    constexpr float kFactor = 0.7978845608028654F;  // sqrt(2 / pi)
-    return 0.5F * x * (1.0F + tanhf(kFactor * (x + 0.044715F * x * x * x)));
-  }
-  if (activation == Activation::kGelu) return x * normcdff(x);
-  return x;
-}
 
 // out may be x.
 template <bool kFours, typename Out>
@@ -147,6 +138,10 @@ PackedProduct::PackedProduct(Context& ctx, View plain, View plain_bias, DType co
   if (compute == DType::kBF16) narrow_bias = moved_as(ctx, plain_bias, DType::kBF16);
 }
 
+const PackedProduct& packed_of(const LinearWeight& weight) {
+  return static_cast<const Weight&>(weight.impl()).packed;
+}
+
 void multiply(Context& ctx, View x, const PackedProduct& weight, Activation activation, View out) {
   // cuBLASLt's GELU is an approximation that only results in bf16 do not show.
   const bool is_narrow = x.dtype() == DType::kBF16 && out.dtype() == DType::kBF16;
@@ -170,7 +165,7 @@ std::unique_ptr<LinearWeight::Impl> pack_linear(Context& ctx, View weight, View 
 }
 
 void linear(Context& ctx, View x, const LinearWeight& weight, Activation activation, View out) {
-  multiply(ctx, x, static_cast<const Weight&>(weight.impl()).packed, activation, out);
+  multiply(ctx, x, packed_of(weight), activation, out);
 }
 
 }  // namespace longtake::cuda

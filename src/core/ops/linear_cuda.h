@@ -19,6 +19,8 @@ struct PackedProduct {
   size_t bytes() const { return weight.bytes() + bias.bytes() + narrow_bias.bytes(); }
 };
 
+const PackedProduct& packed_of(const LinearWeight& weight);
+
 // out = act(x W^T + b). x [L, in] in the weight's dtype, out [L, out] f32 | bf16.
 void multiply(Context& ctx, View x, const PackedProduct& weight, Activation activation, View out);
 

@@ -13,6 +13,15 @@ void expect_stream(const char* name, View x, View other) {
   expect_float(name, other);
 }
 
+void expect_norm(View x, const FrameVectors& scale, const FrameVectors& shift, View out) {
+  expect_stream("layer_norm", x, out);
+  expect_vectors("layer_norm scale", x, scale);
+  expect_vectors("layer_norm shift", x, shift);
+  LONGTAKE_CHECK(!scale.frames.empty() && scale.frames.size() == shift.frames.size());
+}
+
+}  // namespace
+
 void expect_vectors(const char* name, View x, const FrameVectors& vectors) {
   const auto count = static_cast<int64_t>(vectors.frames.size());
   if (count == 0) return;
@@ -27,15 +36,6 @@ void expect_vectors(const char* name, View x, const FrameVectors& vectors) {
                       matrix.shape().to_string()));
   }
 }
-
-void expect_norm(View x, const FrameVectors& scale, const FrameVectors& shift, View out) {
-  expect_stream("layer_norm", x, out);
-  expect_vectors("layer_norm scale", x, scale);
-  expect_vectors("layer_norm shift", x, shift);
-  LONGTAKE_CHECK(!scale.frames.empty() && scale.frames.size() == shift.frames.size());
-}
-
-}  // namespace
 
 View vector_of(const FrameVectors& vectors, int64_t index, int64_t dim) {
   const View& matrix = vectors.frames[static_cast<size_t>(index)];

@@ -22,6 +22,10 @@ struct FrameVectors {
 // Of frame `index`, as [dim].
 View vector_of(const FrameVectors& vectors, int64_t index, int64_t dim);
 
+// Throws Error unless the vectors, if there are any, are of x's width [L, dim] and its rows are
+// those of so many frames.
+void expect_vectors(const char* name, View x, const FrameVectors& vectors);
+
 // layer_norm (ops/norm.h) with each frame's own scale and shift. x [L, dim] f32, out [L, dim]
 // f32 | bf16.
 void frame_layer_norm(Context& ctx, View x, const FrameVectors& scale, const FrameVectors& shift,

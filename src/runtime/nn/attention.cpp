@@ -4,36 +4,25 @@
 #include <cmath>
 #include <utility>
 
-#include "ops/heads.h"
+#include "attention/norm_linear_attend.h"
 
 namespace longtake {
 namespace {
-
-// One product, then norms and rotations: summed, normalised and rotated in f32, rounded to the
-// compute dtype once.
-void project_parts(Context& ctx, const LinearWeight& weight, View h,
-                   std::span<const HeadPart> parts, View cos, View sin, float eps) {
-  const Workspace::Scope scope(ctx.workspace());
-  const View wide = ctx.workspace().take(DType::kF32, {h.dim(0), weight.out_features()});
-  linear(ctx, h, weight, Activation::kNone, wide);
-  split_heads(ctx, wide, parts, cos, sin, eps);
-}
 
 double ms_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
       .count();
 }
 
-// out = o(attend(q, what is selected of kv)).
-void attend_and_project(Context& ctx, const Attention& layer, View q, const KvView& kv,
-                        const Selection* selection, View out, const AttentionObserver& observer) {
-  const View mixed = ctx.workspace().take(layer.compute_dtype(), q.shape());
+// out [L, dim] = attend(q, what is selected of kv).
+void read(Context& ctx, const Attention& layer, View q, const KvView& kv,
+          const Selection* selection, View out, const AttentionObserver& observer) {
+  const View mixed = out.reshape(q.shape());
   if (selection != nullptr)
     attend_blocks(ctx, q, kv, *selection, layer.scale(), mixed);
   else
     attend(ctx, q, kv, layer.scale(), mixed);
   if (observer) observer({q, kv, selection, mixed});
-  linear(ctx, mixed.reshape({q.dim(0), layer.dim()}), *layer.o, Activation::kNone, out);
 }
 
 // The clean chunk's keys and values join the history; q is looked at if the cache wants it.
@@ -80,20 +69,21 @@ View Attention::take_heads(Context& ctx, int64_t length) const {
   return ctx.workspace().take(compute_dtype(), {length, num_heads, head_dim});
 }
 
-Heads Attention::project(Context& ctx, View h, const RopeTable& rope, bool with_queries) const {
-  const int64_t length = h.dim(0);
+Heads Attention::project(Context& ctx, const LayerInput& h, const RopeTable& rope,
+                         bool with_queries) const {
+  const int64_t length = h.length();
   const Heads heads{with_queries ? take_heads(ctx, length) : View(), take_heads(ctx, length),
                     take_heads(ctx, length)};
   const HeadPart parts[] = {
       {norm_q, true, heads.q}, {norm_k, true, heads.k}, {View(), false, heads.v}};
-  project_parts(ctx, *qkv, h, parts, rope.cos, rope.sin, eps);
+  project_to_heads(ctx, h, *qkv, parts, rope.cos, rope.sin, eps);
   return heads;
 }
 
-View Attention::queries(Context& ctx, View h) const {
-  const View out = take_heads(ctx, h.dim(0));
+View Attention::queries(Context& ctx, const LayerInput& h) const {
+  const View out = take_heads(ctx, h.length());
   const HeadPart part{norm_q, false, out};
-  project_parts(ctx, *q, h, {&part, 1}, View(), View(), eps);
+  project_to_heads(ctx, h, *q, {&part, 1}, View(), View(), eps);
   return out;
 }
 
@@ -101,21 +91,21 @@ Heads Attention::keys_and_values(Context& ctx, View prompt) const {
   const int64_t length = prompt.dim(0);
   const Heads heads{View(), take_heads(ctx, length), take_heads(ctx, length)};
   const HeadPart parts[] = {{norm_k, false, heads.k}, {View(), false, heads.v}};
-  project_parts(ctx, *kv, prompt, parts, View(), View(), eps);
+  project_to_heads(ctx, {prompt, View(), {}}, *kv, parts, View(), View(), eps);
   return heads;
 }
 
-void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, std::span<const Bucket> buckets, bool sparse,
-                    std::optional<ChunkPosition> commit, int64_t unread_tokens, View out,
-                    const AttentionObserver& observer) {
+void self_attention(Context& ctx, const Attention& layer, const LayerInput& h,
+                    const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
+                    bool sparse, std::optional<ChunkPosition> commit, int64_t unread_tokens,
+                    View out, const AttentionObserver& observer) {
   const Workspace::Scope scope(ctx.workspace());
   const Heads heads = layer.project(ctx, h, rope);
   const View q = heads.q;
-  const View k = heads.k.rows(unread_tokens, h.dim(0));
-  const View v = heads.v.rows(unread_tokens, h.dim(0));
+  const View k = heads.k.rows(unread_tokens, h.length());
+  const View v = heads.v.rows(unread_tokens, h.length());
   set_buckets(memory, buckets, unread_tokens);
-  const View asked = q.rows(unread_tokens, h.dim(0));
+  const View asked = q.rows(unread_tokens, h.length());
   if (commit)
     memory.cache->set_current(ctx, k, v);
   else
@@ -130,20 +120,20 @@ void self_attention(Context& ctx, const Attention& layer, View h, const RopeTabl
     selection = memory.selector->select(ctx, q, kv, first, newest + own, layer.scale(), buckets);
     memory.select_ms += ms_since(start);
   }
-  attend_and_project(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);
+  read(ctx, layer, q, kv, selection ? &*selection : nullptr, out, observer);
   if (commit) join_history(ctx, asked, k, v, *commit, memory);
 }
 
-void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
-                 int64_t unread_tokens) {
+void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h,
+                 const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
+                 ChunkPosition position, int64_t unread_tokens) {
   const Workspace::Scope scope(ctx.workspace());
   set_buckets(memory, buckets, unread_tokens);
   const bool with_queries = memory.cache->wants_queries();
   const Heads heads = layer.project(ctx, h, rope, with_queries);
-  const auto read = [&](View tokens) { return tokens.rows(unread_tokens, h.dim(0)); };
-  join_history(ctx, with_queries ? read(heads.q) : View(), read(heads.k), read(heads.v), position,
-               memory);
+  const auto of_read = [&](View tokens) { return tokens.rows(unread_tokens, h.length()); };
+  join_history(ctx, with_queries ? of_read(heads.q) : View(), of_read(heads.k), of_read(heads.v),
+               position, memory);
 }
 
 void Prompt::set(Context& ctx, KvPages prompt) {
@@ -156,23 +146,29 @@ std::span<const Bucket> Prompt::latest_buckets() const {
   return buckets != nullptr ? buckets->buckets() : std::span<const Bucket>();
 }
 
-void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& prompt,
+void cross_attention(Context& ctx, const Attention& layer, const LayerInput& h, Prompt& prompt,
                      PromptReading reading, View out, const AttentionObserver& observer) {
+  const bool chosen = prompt.selector != nullptr && reading != PromptReading::kAll;
+  if (h.rows.empty() && !chosen && prompt.buckets == nullptr && !observer)
+    return norm_linear_attend(ctx, h.stream, h.norm, *layer.q, layer.norm_q, layer.eps,
+                              prompt.pages.view(), layer.scale(),
+                              out.reshape({h.length(), layer.num_heads, layer.head_dim}));
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h);
   if (prompt.buckets != nullptr) prompt.buckets->assign(ctx, q, layer.scale());
-  const bool chosen = prompt.selector != nullptr && reading != PromptReading::kAll;
   if (chosen && reading == PromptReading::kChoose) prompt.selector->choose(ctx, q, layer.scale());
   const KvView kv = chosen ? prompt.selector->kept() : prompt.pages.view();
-  attend_and_project(ctx, layer, q, kv, nullptr, out, observer);
+  read(ctx, layer, q, kv, nullptr, out, observer);
 }
 
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {
   LONGTAKE_CHECK(ctx.device().kind == DeviceKind::kCpu, "text encoders run on the CPU");
   const Workspace::Scope scope(ctx.workspace());
-  const Heads heads = layer.project(ctx, h, rope);
+  const Heads heads = layer.project(ctx, {h, View(), {}}, rope);
   const KvPages pages(ctx, heads.k, heads.v);
-  attend_and_project(ctx, layer, heads.q, pages.view(), nullptr, out, nullptr);
+  const View mixed = ctx.workspace().take(layer.compute_dtype(), h.shape());
+  read(ctx, layer, heads.q, pages.view(), nullptr, mixed, nullptr);
+  linear(ctx, mixed, *layer.o, Activation::kNone, out);
 }
 
 }  // namespace longtake

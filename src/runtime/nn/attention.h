@@ -14,6 +14,7 @@
 #include "attention/select.h"
 #include "device/context.h"
 #include "kv/cache.h"
+#include "nn/stream.h"
 #include "nn/weight_table.h"
 #include "ops/linear.h"
 #include "tensor/tensor.h"
@@ -50,11 +51,12 @@ struct Attention {
 
   float scale() const;  // of the logits: 1 / sqrt(head_dim)
 
-  // h [L, dim] in the compute dtype -> heads of the compute dtype in the workspace, valid until the
-  // caller's Workspace::Scope ends. Self attention's, rotated; q is empty if it is not wanted.
-  Heads project(Context& ctx, View h, const RopeTable& rope, bool with_queries = true) const;
-  // Cross attention's, of the tokens and of the prompt; not rotated.
-  View queries(Context& ctx, View h) const;
+  // h [L, dim] -> heads of the compute dtype in the workspace, valid until the caller's
+  // Workspace::Scope ends. Self attention's, rotated; q is empty if it is not wanted.
+  Heads project(Context& ctx, const LayerInput& h, const RopeTable& rope,
+                bool with_queries = true) const;
+  // Cross attention's, of the tokens and of the prompt [T, dim] in the compute dtype; not rotated.
+  View queries(Context& ctx, const LayerInput& h) const;
   Heads keys_and_values(Context& ctx, View prompt) const;
 
  private:
@@ -83,21 +85,22 @@ struct Memory {
   double select_ms = 0;  // and on choosing what to read of it
 };
 
-// out = o(attend(q, history + own chunk)): h [L, dim], out [L, dim]. The chunk's keys and values
+// out = attend(q, history + own chunk), which the layer's o has yet to project: h [L, dim], out
+// [L, dim] in the compute dtype. The chunk's keys and values
 // become the cache's current ones, except those of the first `unread_tokens`; with `commit` they
 // join its history afterwards. `sparse`: only what the selector chooses is read, if there is one;
 // the first frame, the newest one and the chunk itself always are. buckets: what the chunk's tokens
 // are assigned to, [L] or empty.
-void self_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                    Memory& memory, std::span<const Bucket> buckets, bool sparse,
-                    std::optional<ChunkPosition> commit, int64_t unread_tokens, View out,
-                    const AttentionObserver& observer = nullptr);
+void self_attention(Context& ctx, const Attention& layer, const LayerInput& h,
+                    const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
+                    bool sparse, std::optional<ChunkPosition> commit, int64_t unread_tokens,
+                    View out, const AttentionObserver& observer = nullptr);
 
 // Only the keys and values of a clean chunk join the history, except those of the first
 // `unread_tokens`: all that a last layer must do.
-void commit_keys(Context& ctx, const Attention& layer, View h, const RopeTable& rope,
-                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
-                 int64_t unread_tokens);
+void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h,
+                 const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
+                 ChunkPosition position, int64_t unread_tokens);
 
 // What one layer knows of the prompt.
 struct Prompt {
@@ -119,11 +122,12 @@ enum class PromptReading : uint8_t {
   kChosen   // read what an earlier pass over the frame chose
 };
 
-// out = o(attend(q, prompt)), without RoPE on the queries.
-void cross_attention(Context& ctx, const Attention& layer, View h, Prompt& prompt,
+// out = attend(q, prompt), without RoPE on the queries, for o as above.
+void cross_attention(Context& ctx, const Attention& layer, const LayerInput& h, Prompt& prompt,
                      PromptReading reading, View out, const AttentionObserver& observer = nullptr);
 
-// Every token attends to every token, with RoPE: a text encoder's, which runs on the CPU.
+// out = o(attend(q, all tokens)), with RoPE: a text encoder's, which runs on the CPU. h [L, dim] in
+// the compute dtype.
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out);
 
 }  // namespace longtake

@@ -1,7 +1,6 @@
 #include "nn/dit_layer.h"
 
 #include "ops/elementwise.h"
-#include "ops/residual.h"
 
 namespace longtake {
 
@@ -48,47 +47,46 @@ void DitLayer::set_prompt(Context& ctx, View embedded, Prompt& prompt) const {
 
 void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const {
   const Workspace::Scope scope(ctx.workspace());
-  const View h = ctx.workspace().take(self_attn.compute_dtype(), x.shape());
-  // What is added to the stream stays f32: rounding it to bf16 would add a tenth to the error.
-  const View y = ctx.workspace().take(DType::kF32, x.shape());
+  const DType compute = self_attn.compute_dtype();
+  Stream stream(ctx, x, compute, pass.residual);
   AttentionObserver on_self, on_cross;
   if (pass.observer != nullptr) {
     on_self = [&](const auto& read) { pass.observer->on_self_attention(pass.index, read); };
     on_cross = [&](const auto& read) { pass.observer->on_cross_attention(pass.index, read); };
   }
-
-  const FrameVectors shift1{pass.modulation, 0}, scale1{pass.modulation, 1};
-  const FrameVectors gate1{pass.modulation, 2}, shift2{pass.modulation, 3};
-  const FrameVectors scale2{pass.modulation, 4}, gate2{pass.modulation, 5};
   const View affine[] = {norm3_weight, norm3_bias};
-  const FrameVectors scale3{{&affine[0], 1}, 0}, shift3{{&affine[1], 1}, 0};
-  const float eps = self_attn.eps;
-
-  frame_layer_norm(ctx, x, scale1, shift1, eps, /*scale_plus_one=*/true, h);
-  self_attention(ctx, self_attn, h, pass.rope, state.memory, pass.buckets, pass.sparse, pass.commit,
-                 pass.unread_tokens, y, on_self);
-  add_layer_norm(ctx, x, y, gate1, pass.residual, scale3, shift3, eps, /*scale_plus_one=*/false, h);
-  cross_attention(ctx, cross_attn, h, state.prompt, pass.prompt, y, on_cross);
-  if (pass.before_ffn != nullptr) {
-    add_frames(ctx, x, y, /*gate=*/{}, pass.residual);
-    pass.before_ffn->run(ctx, x);
-    frame_layer_norm(ctx, x, scale2, shift2, eps, /*scale_plus_one=*/true, h);
-  } else {
-    add_layer_norm(ctx, x, y, /*gate=*/{}, pass.residual, scale2, shift2, eps,
-                   /*scale_plus_one=*/true, h);
+  const StreamNorm norm3{{{&affine[0], 1}, 0}, {{&affine[1], 1}, 0}, self_attn.eps, false};
+  const FrameVectors gate1{pass.modulation, 2}, gate2{pass.modulation, 5};
+  {
+    const Workspace::Scope attention(ctx.workspace());
+    const View mixed = ctx.workspace().take(compute, x.shape());
+    self_attention(ctx, self_attn, stream.normed(modulated(pass, 0)), pass.rope, state.memory,
+                   pass.buckets, pass.sparse, pass.commit, pass.unread_tokens, mixed, on_self);
+    stream.add(mixed, *self_attn.o, gate1);
+    cross_attention(ctx, cross_attn, stream.normed(norm3), state.prompt, pass.prompt, mixed,
+                    on_cross);
+    stream.add(mixed, *cross_attn.o, /*gate=*/{});
   }
-  ffn.forward(ctx, h, y);
-  add_frames(ctx, x, y, gate2, pass.residual);
+  if (pass.before_ffn != nullptr) {
+    stream.complete();
+    pass.before_ffn->run(ctx, x);
+  }
+  const View hidden = ctx.workspace().take(compute, {x.dim(0), ffn.up->out_features()});
+  project(ctx, stream.normed(modulated(pass, 3)), *ffn.up, ffn.activation, hidden);
+  stream.add(hidden, *ffn.down, gate2);
+  stream.complete();
   if (pass.observer != nullptr) pass.observer->on_layer(pass.index, x);
 }
 
 void DitLayer::commit(Context& ctx, const LayerPass& pass, LayerState& state, View x) const {
   const Workspace::Scope scope(ctx.workspace());
-  const View h = ctx.workspace().take(self_attn.compute_dtype(), x.shape());
-  frame_layer_norm(ctx, x, {pass.modulation, 1}, {pass.modulation, 0}, self_attn.eps,
-                   /*scale_plus_one=*/true, h);
-  commit_keys(ctx, self_attn, h, pass.rope, state.memory, pass.buckets, *pass.commit,
-              pass.unread_tokens);
+  Stream stream(ctx, x, self_attn.compute_dtype(), pass.residual);
+  commit_keys(ctx, self_attn, stream.normed(modulated(pass, 0)), pass.rope, state.memory,
+              pass.buckets, *pass.commit, pass.unread_tokens);
+}
+
+StreamNorm DitLayer::modulated(const LayerPass& pass, int64_t shift) const {
+  return {{pass.modulation, shift + 1}, {pass.modulation, shift}, self_attn.eps, true};
 }
 
 }  // namespace longtake

@@ -11,6 +11,7 @@
 #include "device/context.h"
 #include "nn/attention.h"
 #include "nn/feed_forward.h"
+#include "nn/stream.h"
 #include "nn/weight_table.h"
 #include "tensor/tensor.h"
 
@@ -90,6 +91,10 @@ struct DitLayer {
   // All that a last layer must do in a pass whose output nobody reads: its keys and values join the
   // history at pass.commit. x as run() would take it.
   void commit(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
+
+ private:
+  // The norm by the pass's modulation: its vectors `shift` and behind it.
+  StreamNorm modulated(const LayerPass& pass, int64_t shift) const;
 };
 
 // Sets the prompt of every layer from text [T, text_dim] f32: embedded in f32 by `embedding`, then
