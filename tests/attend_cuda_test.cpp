@@ -144,9 +144,9 @@ TEST_F(AttendCudaTest, FromTheStreamToAPrompt) {
 
     const Tensor q(kGpu, DType::kBF16, {c.rows, c.heads, c.dim});
     const HeadPart part{by, false, q};
-    norm_linear_heads(gpu, x, norm, weight, {&part, 1}, View(), View(), 1e-6F);
+    longtake::norm_linear_heads(gpu, x, norm, weight, {&part, 1}, View(), View(), 1e-6F);
     const GuardedOut out(DType::kBF16, q.shape());
-    norm_linear_attend(gpu, x, norm, weight, by, 1e-6F, pages.view(), scale, out.view());
+    longtake::norm_linear_attend(gpu, x, norm, weight, by, 1e-6F, pages.view(), scale, out.view());
     const auto all_keys = [](int64_t, int64_t, int64_t) { return true; };
     EXPECT_LE(distance(out.on_cpu(), plain(test::on_host(q), k, v, scale, all_keys)), 5e-3)
         << c.rows << " x " << c.in << " x " << c.heads << " x " << c.dim << ", " << c.keys;

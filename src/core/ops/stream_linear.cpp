@@ -31,15 +31,17 @@ void norm_linear_heads(Context& ctx, View x, const StreamNorm& norm, const Linea
 }
 
 void add_linear(Context& ctx, View y, const LinearWeight& weight, const FrameVectors& gate,
-                DType residual, View x) {
+                DType residual, View base, View x) {
   expect_rank("add_linear y", y, 2);
   expect_dtype("add_linear y", y, weight.compute_dtype());
   expect_shape("add_linear y", y, {y.dim(0), weight.in_features()});
   expect_shape("add_linear x", x, {y.dim(0), weight.out_features()});
   expect_dtype("add_linear x", x, DType::kF32);
+  expect_shape("add_linear base", base, x.shape());
+  expect_dtype("add_linear base", base, DType::kF32);
   expect_vectors("add_linear gate", x, gate);
   if (y.dim(0) == 0) return;
-  LONGTAKE_DISPATCH(ctx, add_linear, y, weight, gate, residual, x);
+  LONGTAKE_DISPATCH(ctx, add_linear, y, weight, gate, residual, base, x);
 }
 
 }  // namespace longtake

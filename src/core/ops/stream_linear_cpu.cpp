@@ -1,6 +1,8 @@
 // Products on the residual stream on the CPU: composed of the ops that they fuse on the GPU.
 #include "ops/stream_linear.h"
 
+#include "ops/copy.h"
+
 namespace longtake::cpu {
 namespace {
 
@@ -28,10 +30,11 @@ void norm_linear_heads(Context& ctx, View x, const StreamNorm& norm, const Linea
 }
 
 void add_linear(Context& ctx, View y, const LinearWeight& weight, const FrameVectors& gate,
-                DType residual, View x) {
+                DType residual, View base, View x) {
   const Workspace::Scope scope(ctx.workspace());
   const View wide = ctx.workspace().take(DType::kF32, x.shape());
   cpu::linear(ctx, y, weight, Activation::kNone, wide);
+  if (base.raw() != x.raw()) longtake::copy(ctx, base, x);
   cpu::add_frames(ctx, x, wide, gate, residual);
 }
 

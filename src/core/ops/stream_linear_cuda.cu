@@ -3,6 +3,7 @@
 // are composed.
 #include "device/dispatch.h"
 #include "ops/activation.cuh"
+#include "ops/copy.h"
 #include "ops/stream_product.cuh"
 
 namespace longtake::cuda {
@@ -53,20 +54,21 @@ struct Write : ByPairs<Write<Out>> {
 };
 
 struct Add : ByPairs<Add> {
+  const float* base;
   float* x;
   Gate gate;
 
-  Add(float* to, const Gate& by) : x(to), gate(by) {}
+  Add(const float* from, float* to, const Gate& by) : base(from), x(to), gate(by) {}
 
   struct Loaded {
-    float2 x, gate;
+    float2 base, gate;
   };
 
   __device__ int first_column(int columns) const { return blockIdx.x * columns; }
 
   __device__ Loaded load(const Product& p, int row, int column) const {
     if (row >= p.rows || column >= p.out) return {};
-    Loaded loaded{*reinterpret_cast<const float2*>(x + int64_t{row} * p.out + column), {1, 1}};
+    Loaded loaded{*reinterpret_cast<const float2*>(base + int64_t{row} * p.out + column), {1, 1}};
     if (gate.is_there)
       loaded.gate = *reinterpret_cast<const float2*>(gate.vectors.of(row) + column);
     return loaded;
@@ -74,7 +76,7 @@ struct Add : ByPairs<Add> {
 
   __device__ void finish(const Product& p, int row, int column, float2 v, Loaded loaded) const {
     if (row >= p.rows || column >= p.out) return;
-    v = {fmaf(v.x, loaded.gate.x, loaded.x.x), fmaf(v.y, loaded.gate.y, loaded.x.y)};
+    v = {fmaf(v.x, loaded.gate.x, loaded.base.x), fmaf(v.y, loaded.gate.y, loaded.base.y)};
     if (gate.rounds) v = {round_to_bf16(v.x), round_to_bf16(v.y)};
     *reinterpret_cast<float2*>(x + int64_t{row} * p.out + column) = v;
   }
@@ -213,10 +215,10 @@ void norm_linear_heads(Context& ctx, View x, const StreamNorm& norm, const Linea
 }
 
 void add_linear(Context& ctx, View y, const LinearWeight& weight, const FrameVectors& gate,
-                DType residual, View x) {
-  const Add end(x.data<float>(),
+                DType residual, View base, View x) {
+  const Add end(base.data<float>(), x.data<float>(),
                 {framed(gate, x.dim(0), x.dim(1)), !gate.frames.empty(), residual == DType::kBF16});
-  if (suits(y, weight) && starts_in_pairs(x.raw()) &&
+  if (suits(y, weight) && starts_in_pairs(x.raw()) && starts_in_pairs(base.raw()) &&
       (gate.frames.empty() || start_in_fours(end.gate.vectors))) {
     const Product p = product_of(y, weight);
     if (const int columns = choose_columns(ctx, p); columns > 0)
@@ -225,6 +227,7 @@ void add_linear(Context& ctx, View y, const LinearWeight& weight, const FrameVec
   const Workspace::Scope scope(ctx.workspace());
   const View wide = ctx.workspace().take(DType::kF32, x.shape());
   cuda::linear(ctx, y, weight, Activation::kNone, wide);
+  if (base.raw() != x.raw()) longtake::copy(ctx, base, x);
   cuda::add_frames(ctx, x, wide, gate, residual);
 }
 

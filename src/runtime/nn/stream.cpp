@@ -44,7 +44,7 @@ LayerInput Stream::normed(const StreamNorm& norm) {
 }
 
 void Stream::add(View rows, const LinearWeight& weight, const FrameVectors& gate) {
-  if (is_short_) return add_linear(ctx_, rows, weight, gate, residual_, x_);
+  if (is_short_) return add_linear(ctx_, rows, weight, gate, residual_, x_, x_);
   complete();
   linear(ctx_, rows, weight, Activation::kNone, added_);
   gate_ = gate;

@@ -8,8 +8,8 @@
 #include "nn/time_sinusoid.h"
 #include "ops/copy.h"
 #include "ops/elementwise.h"
-#include "ops/norm.h"
 #include "ops/patchify.h"
+#include "ops/stream_linear.h"
 
 namespace longtake::world {
 namespace {
@@ -165,8 +165,7 @@ void Transformer::embed(Context& ctx, View z, const Place& place, View x) const 
   const View patches =
       ctx.workspace().take(compute_, {config_.frame_tokens(), config_.patch_values()});
   patchify(ctx, z, config_.patch_size, patches);
-  linear(ctx, patches, *patch_embedding_, Activation::kNone, x);
-  add(ctx, x, place.pose_tokens);
+  add_linear(ctx, patches, *patch_embedding_, /*gate=*/{}, DType::kF32, place.pose_tokens, x);
 }
 
 View Transformer::modulation(const Pass& pass, int64_t layer) const {
@@ -195,12 +194,12 @@ void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity
   } else {
     add(ctx, x, pass.reuse->residual());
   }
-  const View h = ctx.workspace().take(compute_, shape);
   const View patches =
       ctx.workspace().take(DType::kF32, {config_.frame_tokens(), config_.patch_values()});
   const View head = pass.level.head;
-  layer_norm(ctx, x, /*scale=*/row(head, 1), /*shift=*/row(head, 0), config_.eps, true, h);
-  linear(ctx, h, *head_, Activation::kNone, patches);
+  const std::span<const View> vectors(&head, 1);
+  norm_linear(ctx, x, {{vectors, 1}, {vectors, 0}, config_.eps, /*scale_plus_one=*/true}, *head_,
+              Activation::kNone, patches);
   unpatchify(ctx, patches, config_.patch_size, velocity);
 }
 
