@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/norm_linear_attend.h"
 #include "bench.h"
 #include "device/graph.h"
 #include "ops/conv.h"
@@ -26,6 +27,7 @@
 #include "ops/pixel_shuffle.h"
 #include "ops/residual.h"
 #include "ops/rope.h"
+#include "ops/stream_linear.h"
 
 namespace longtake {
 namespace {
@@ -210,6 +212,59 @@ std::vector<Named> cases() {
       const View x = c.in(kF32, flat), y = c.in(kF32, flat), z = c.out(kF32, flat);
       c.run = [=, &c] { axpby(c.ctx(), 0.5F, x, 2, y, z); };
       c.bytes = 3 * x.bytes();
+    });
+  }
+  // A layer's products with what stands before and behind them.
+  constexpr int64_t kRows = 128, kDim = 384, kHidden = 1536;
+  const Shape stream{kRows, kDim};
+  const auto normed = [&](const char* what, const std::string& shape, int64_t out,
+                          const auto& run_op) {
+    add_case(what, shape, true, [=](Case& c) {
+      const View x = c.in(kF32, stream), frame = c.in(kF32, {6, kDim});
+      const LinearWeight& w = c.linear_weight(kBF16, out, kDim);
+      const View cos = c.in(kF32, {kRows, 32});
+      const View y = c.out(kBF16, {kRows, out});
+      c.run = [=, &c, &w] {
+        run_op(c.ctx(), x, StreamNorm{{{&frame, 1}, 1}, {{&frame, 1}, 0}, 1e-6F, true}, w, cos, y);
+      };
+      c.flop = 2.0 * static_cast<double>(kRows * kDim * out);
+    });
+  };
+  normed("norm_linear_heads q k v", "world 128 x 384", 3 * kDim,
+         [](Context& ctx, View x, const StreamNorm& norm, const LinearWeight& w, View cos, View y) {
+           const auto part = [&](int64_t i) {
+             return View(y.raw() + i * kRows * kDim * 2, kBF16, y.device(), {kRows, 6, 64});
+           };
+           const View by = vector_of(norm.scale, 0, kDim);
+           const HeadPart parts[] = {
+               {by, true, part(0)}, {by, true, part(1)}, {View(), false, part(2)}};
+           norm_linear_heads(ctx, x, norm, w, parts, cos, cos, 1e-6F);
+         });
+  normed("norm_linear up gelu", "world 128 x 384 -> 1536", kHidden,
+         [](Context& ctx, View x, const StreamNorm& norm, const LinearWeight& w, View, View y) {
+           norm_linear(ctx, x, norm, w, Activation::kGeluTanh, y);
+         });
+  for (const int64_t tokens : {9, 200}) {
+    add_case("norm_linear_attend", str("world 128 x 384, prompt ", tokens), false, [=](Case& c) {
+      const View x = c.in(kF32, stream), frame = c.in(kF32, {6, kDim});
+      const View k = c.in(kBF16, {tokens, 6, 64}), v = c.in(kBF16, {tokens, 6, 64});
+      const LinearWeight& w = c.linear_weight(kBF16, kDim, kDim);
+      const View y = c.out(kBF16, {kRows, 6, 64});
+      const auto pages = std::make_shared<KvPages>(c.ctx(), k, v);
+      c.run = [=, &c, &w] {
+        const StreamNorm norm{{{&frame, 1}, 1}, {{&frame, 1}, 0}, 1e-6F, true};
+        norm_linear_attend(c.ctx(), x, norm, w, vector_of(norm.scale, 0, kDim), 1e-6F,
+                           pages->view(), 0.125F, y);
+      };
+    });
+  }
+  for (const int64_t in : {kDim, kHidden}) {
+    add_case("add_linear", str("world 128 x ", in, " -> 384"), true, [=](Case& c) {
+      const View y = c.in(kBF16, {kRows, in}), frame = c.in(kF32, {6, kDim});
+      const View base = c.in(kF32, stream), x = c.out(kF32, stream);
+      const LinearWeight& w = c.linear_weight(kBF16, kDim, in);
+      c.run = [=, &c, &w] { add_linear(c.ctx(), y, w, {{&frame, 1}, 2}, kF32, base, x); };
+      c.flop = 2.0 * static_cast<double>(kRows * in * kDim);
     });
   }
   add_case("rope", "wan 4680 x 12 x 128", false, [](Case& c) {
