@@ -299,8 +299,8 @@ std::vector<Tensor> frame_matrices(Device device, size_t frames, int64_t dim) {
   return out;
 }
 
-// The norm of x [rows, dim] by the vectors of its frames, scale in row 1 and shift in row 0, rounded
-// to `compute`.
+// The norm of x [rows, dim] by the vectors of its frames, scale in row 1 and shift in row 0,
+// rounded to `compute`.
 std::vector<double> normed_by_frame(View x, const std::vector<Tensor>& matrices, DType compute) {
   const int64_t rows = x.dim(0) / static_cast<int64_t>(matrices.size());
   std::vector<double> out;
@@ -359,9 +359,8 @@ TEST_P(Types, AddLinear) {
     const Tensor w = random_tensor(in(), {tall, wide}, 9);
     const Tensor b = random_tensor(kF32, {tall}, 10);
     const LinearWeight weight(ctx(), w, {}, b, in());
-    const auto more =
-        reference::linear(values(y), values(w), values(b), static_cast<size_t>(rows),
-                          static_cast<size_t>(wide), static_cast<size_t>(tall));
+    const auto more = reference::linear(values(y), values(w), values(b), static_cast<size_t>(rows),
+                                        static_cast<size_t>(wide), static_cast<size_t>(tall));
     for (const bool gated : {false, true}) {
       const FrameVectors gate{gated ? std::span<const View>(views) : std::span<const View>(), 2};
       std::vector<double> factors;  // a row of the stream's, for every frame
@@ -387,6 +386,7 @@ TEST_P(Types, AddLinear) {
 
 TEST_P(Types, NormLinearHeads) {
   if (!has_products()) GTEST_SKIP() << "no bf16 products here";
+
   struct Case {
     int64_t rows, in, heads, head_dim;
     size_t frames;
@@ -423,10 +423,9 @@ TEST_P(Types, NormLinearHeads) {
     }
     norm_linear_heads(ctx(), x, {{views, 1}, {views, 0}, 1e-6F, true}, weight, parts, cos, sin,
                       1e-6F);
-    const auto all =
-        reference::linear(normed_by_frame(x, matrices, in()), values(w), values(b),
-                          static_cast<size_t>(rows), static_cast<size_t>(wide),
-                          static_cast<size_t>(count * dim));
+    const auto all = reference::linear(normed_by_frame(x, matrices, in()), values(w), values(b),
+                                       static_cast<size_t>(rows), static_cast<size_t>(wide),
+                                       static_cast<size_t>(count * dim));
     for (size_t p = 0; p < wanted.size(); ++p) {
       if (!wanted[p]) continue;
       std::vector<double> expected;

@@ -69,7 +69,8 @@ struct Part {
         pack_bf16(logits[1][0], logits[1][1]), pack_bf16(logits[1][2], logits[1][3])};
 #pragma unroll
     for (int c = 0; c < kHeadDim / 8; c += 2) {
-      load_matrices_transposed(b, page + kMatrixBytes + chunk_offset(first + lane % 16, c + lane / 16));
+      load_matrices_transposed(
+          b, page + kMatrixBytes + chunk_offset(first + lane % 16, c + lane / 16));
       mma_m16n8k16(out[c], terms, b[0], b[1]);
       mma_m16n8k16(out[c + 1], terms, b[2], b[3]);
     }
@@ -114,11 +115,11 @@ struct ToAttention {
   __device__ void finish_tile(const Product& p, int first_row, const RowOf& row_of, int column,
                               const float2 (&v)[kPairs], const Loaded (&)[kPairs],
                               void* shared) const {
-    auto* const queries = static_cast<bf16*>(shared);  // over x
+    auto* const queries = static_cast<bf16*>(shared);                                // over x
     auto* const parts = reinterpret_cast<float*>(queries + kTileRows * p.stride());  // over w
     auto* const sums = reinterpret_cast<float2*>(queries + kTileRows * kQueryStride);
-    const unsigned char* const pages = reinterpret_cast<const unsigned char*>(
-        queries + (kTileRows + kHeadColumns) * p.stride());
+    const unsigned char* const pages =
+        reinterpret_cast<const unsigned char*>(queries + (kTileRows + kHeadColumns) * p.stride());
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, in_head = column % kHeadDim;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i)
@@ -155,8 +156,8 @@ struct ToAttention {
       for (int w = 0; w < kProductWarps; ++w) {
         const float2 own = sums[w * kTileRows + row];
         const float factor = own.x == -INFINITY ? 0 : fast_exp2(own.x - reference);
-        const float2 more = *reinterpret_cast<const float2*>(
-            parts + (w * kTileRows + row) * kPartStride + in_head);
+        const float2 more =
+            *reinterpret_cast<const float2*>(parts + (w * kTileRows + row) * kPartStride + in_head);
         mixed = {fmaf(factor, more.x, mixed.x), fmaf(factor, more.y, mixed.y)};
         sum = fmaf(factor, own.y, sum);
       }
@@ -177,8 +178,7 @@ void norm_linear_attend(Context& ctx, View x, const StreamNorm& norm, const Line
   const NormVectors vectors = stream_norm_of(x, norm);
   const Product p = product_of(x, weight);
   const size_t page_bytes = static_cast<size_t>(pages.max_pages_per_head) * kPageBytes;
-  if (suits(x, weight, vectors) && ctx.cuda()->is_hopper_or_later() &&
-      p.stride() >= kLeastStride &&
+  if (suits(x, weight, vectors) && ctx.cuda()->is_hopper_or_later() && p.stride() >= kLeastStride &&
       pages.format == PageFormat::kBf16 && pages.head_dim == kHeadDim &&
       pages.max_pages_per_head <= kMostPages &&
       p.out <= kHeadColumns * static_cast<int>(kMostHeadBlocks) && starts_in_pairs(out.raw()) &&

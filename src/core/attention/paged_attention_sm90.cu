@@ -432,8 +432,8 @@ __device__ void compute(const PagedArguments& args, const Plan& plan, Shared<Pag
   if (group == 0) named_sync(kTurnBarrier, 2 * 128);
 }
 
-// A block's one row, by four groups: queries `group` % 2, keys `group` / 2 of every page. The product
-// with a page's values and that with the next one's keys are under way together.
+// A block's one row, by four groups: queries `group` % 2, keys `group` / 2 of every page. The
+// product with a page's values and that with the next one's keys are under way together.
 template <typename Pages>
 __device__ void compute_one_row(const PagedArguments& args, Shared<Pages, 2>& shared, int group) {
   constexpr int D = Pages::D, kStages = Pages::kStages, kStride = Shared<Pages, 2>::kPartialStride;
@@ -552,8 +552,8 @@ __device__ void compute_one_row(const PagedArguments& args, Shared<Pages, 2>& sh
     const float more = fast_exp2(sum.x - reference);
     softmax.reference[r] = reference;
     softmax.sum[r] = own * softmax.sum[r] + more * sum.y;
-    const auto* from = reinterpret_cast<const float2*>(shared.partial_out() + at * kStride) +
-                       (threadIdx.x & 3);
+    const auto* from =
+        reinterpret_cast<const float2*>(shared.partial_out() + at * kStride) + (threadIdx.x & 3);
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) {
       const float2 pair = from[4 * i];
@@ -671,9 +671,9 @@ ClusterRoom prepare_hopper(int head_dim, PageFormat format) {
 void launch_hopper(int head_dim, PageFormat format, int num_blocks, const PagedArguments& args,
                    cudaStream_t stream) {
   const int of_row = args.blocks_per_row;
-  const Variant variant = of_row == 0                                        ? Variant::kShares
+  const Variant variant = of_row == 0                                    ? Variant::kShares
                           : num_blocks == args.lists.num_rows() * of_row ? Variant::kOneRow
-                                                                             : Variant::kRows;
+                                                                         : Variant::kRows;
   with_kernel(head_dim, format, variant, [&](const auto kernel, int bytes, unsigned threads) {
     EarlyLaunch(stream, true, static_cast<unsigned>(num_blocks), threads,
                 static_cast<size_t>(bytes), static_cast<unsigned>(std::max(1, of_row)))

@@ -38,9 +38,9 @@ void norm_linear(Context& ctx, View x, const StreamNorm& norm, const LinearWeigh
 void norm_linear_heads(Context& ctx, View x, const StreamNorm& norm, const LinearWeight& weight,
                        std::span<const HeadPart> parts, View cos, View sin, float eps);
 
-// add_frames (ops/residual.h) of y W^T + b: x = base + (y W^T + b) * gate, or without a gate; then x
-// is rounded to `residual`. y [L, in] in the weight's compute dtype, base, x [L, out] f32; base may
-// be x.
+// add_frames (ops/residual.h) of y W^T + b: x = base + (y W^T + b) * gate, or without a gate; then
+// x is rounded to `residual`. y [L, in] in the weight's compute dtype, base, x [L, out] f32; base
+// may be x.
 void add_linear(Context& ctx, View y, const LinearWeight& weight, const FrameVectors& gate,
                 DType residual, View base, View x);
 

@@ -139,7 +139,8 @@ template <bool kNormed, typename End>
 void launch_columns(Context& ctx, const char* op, const Product& p, const NormVectors& norm,
                     const End& end, int columns) {
   const dim3 grid(blocks_of(p.out, columns), blocks_of(p.rows, kTileRows));
-  const auto run = columns == 64 ? launch_product<64, kNormed, End> : launch_product<32, kNormed, End>;
+  const auto run =
+      columns == 64 ? launch_product<64, kNormed, End> : launch_product<32, kNormed, End>;
   run(ctx, op, p, norm, end, grid, 1, 0);
 }
 
@@ -205,7 +206,8 @@ void norm_linear_heads(Context& ctx, View x, const StreamNorm& norm, const Linea
     if (heads_of(ctx, p, parts, cos, sin, eps, to, count)) {
       const auto blocks = static_cast<unsigned>(to.dim / kHeadColumns);
       return launch_product<kHeadColumns, true>(ctx, "norm_linear_heads", p, vectors, to,
-                                                dim3(blocks, blocks_of(p.rows, kTileRows), count), blocks);
+                                                dim3(blocks, blocks_of(p.rows, kTileRows), count),
+                                                blocks);
     }
   }
   const Workspace::Scope scope(ctx.workspace());

@@ -23,7 +23,7 @@ namespace longtake::cuda {
 inline constexpr int kTileRows = 16, kProductWarps = 8, kProductThreads = 32 * kProductWarps;
 inline constexpr int kNormChunks = 4;  // of four channels that a thread holds of a row to be normed
 inline constexpr int kMostNormed = 128 * kNormChunks;
-inline constexpr int kHeadColumns = 64;          // of a block where heads are normed
+inline constexpr int kHeadColumns = 64;         // of a block where heads are normed
 inline constexpr unsigned kMostHeadBlocks = 8;  // of a cluster, which has all heads
 
 struct Product {
@@ -39,8 +39,8 @@ struct Product {
 // ---- what goes into the product ----
 
 // Rows [first, first + count) of a bf16 matrix into shared memory; zeros from num_rows on.
-__device__ inline void bring_rows(const bf16* from, int first, int count, int num_rows, const Product& p,
-                           bf16* to) {
+__device__ inline void bring_rows(const bf16* from, int first, int count, int num_rows,
+                                  const Product& p, bf16* to) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int row = warp; row < count; row += kProductWarps) {
     const bool is_there = first + row < num_rows;
@@ -118,7 +118,7 @@ __device__ inline void norm_tile(const Product& p, const NormVectors& norm, int 
 
 // acc [2][4] += 16 x 16 x 16 at `depth`.
 __device__ inline void multiply_step(const bf16* x, const bf16* w, int stride, int depth,
-                              float (&acc)[2][4]) {
+                                     float (&acc)[2][4]) {
   const int lane = threadIdx.x % 32;
   uint32_t a[4], b[4];
   load_matrices(a, x + lane % 16 * stride + depth + lane / 16 * 8);
@@ -149,7 +149,8 @@ __device__ void sum_over_cluster(float (&mine)[kPairs],
 }
 
 // Two neighbouring outputs of every thread become what End makes of them:
-//   kNormsHeads    a block's 64 columns are heads; the columns of the grid are a cluster and have all
+//   kNormsHeads    a block's 64 columns are heads; the columns of the grid are a cluster and have
+//   all
 //                  heads of a row, `dim` values, which heads_norm() norms if it is not null
 //   first_column   of the block
 //   bring          what it brings into shared memory behind w, before the launch before has ended
@@ -182,8 +183,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
   bring_rows(p.w, first_column, kColumns, p.out, p, w);
   end.bring(w + kColumns * p.stride());
   float2 bias{};
-  if (p.bias != nullptr && column < p.out)
-    bias = *reinterpret_cast<const float2*>(p.bias + column);
+  if (p.bias != nullptr && column < p.out) bias = *reinterpret_cast<const float2*>(p.bias + column);
 
   wait_for_previous();
   if constexpr (kNormed) {
@@ -205,8 +205,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
 #pragma unroll 2
   for (int depth = 16 * part; depth < p.in; depth += 32 * kParts) {
     multiply_step(x, own, p.stride(), depth, acc[0]);
-    if (depth + 16 * kParts < p.in)
-      multiply_step(x, own, p.stride(), depth + 16 * kParts, acc[1]);
+    if (depth + 16 * kParts < p.in) multiply_step(x, own, p.stride(), depth + 16 * kParts, acc[1]);
   }
 #pragma unroll
   for (int n = 0; n < 2; ++n) {

@@ -124,9 +124,9 @@ void self_attention(Context& ctx, const Attention& layer, const LayerInput& h,
   if (commit) join_history(ctx, asked, k, v, *commit, memory);
 }
 
-void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h,
-                 const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
-                 ChunkPosition position, int64_t unread_tokens) {
+void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h, const RopeTable& rope,
+                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
+                 int64_t unread_tokens) {
   const Workspace::Scope scope(ctx.workspace());
   set_buckets(memory, buckets, unread_tokens);
   const bool with_queries = memory.cache->wants_queries();

@@ -98,9 +98,9 @@ void self_attention(Context& ctx, const Attention& layer, const LayerInput& h,
 
 // Only the keys and values of a clean chunk join the history, except those of the first
 // `unread_tokens`: all that a last layer must do.
-void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h,
-                 const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
-                 ChunkPosition position, int64_t unread_tokens);
+void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h, const RopeTable& rope,
+                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
+                 int64_t unread_tokens);
 
 // What one layer knows of the prompt.
 struct Prompt {

@@ -3,7 +3,7 @@
 namespace longtake {
 
 void project(Context& ctx, const LayerInput& input, const LinearWeight& weight,
-              Activation activation, View out) {
+             Activation activation, View out) {
   if (input.rows.empty())
     norm_linear(ctx, input.stream, input.norm, weight, activation, out);
   else
@@ -13,7 +13,7 @@ void project(Context& ctx, const LayerInput& input, const LinearWeight& weight,
 // One product, then norms and rotations: summed, normalised and rotated in f32, rounded to the
 // compute dtype once.
 void project_to_heads(Context& ctx, const LayerInput& input, const LinearWeight& weight,
-                       std::span<const HeadPart> parts, View cos, View sin, float eps) {
+                      std::span<const HeadPart> parts, View cos, View sin, float eps) {
   if (input.rows.empty())
     return norm_linear_heads(ctx, input.stream, input.norm, weight, parts, cos, sin, eps);
   const Workspace::Scope scope(ctx.workspace());

@@ -1,6 +1,7 @@
 // The residual stream in a layer: parts of the layer read it through a norm and add a product to
 // it. Where rows are few, each is one op with its product (ops/stream_linear.h); where they are
-// many, what is added waits for the next norm, so that the stream is read and written once for both.
+// many, what is added waits for the next norm, so that the stream is read and written once for
+// both.
 #pragma once
 
 #include <cstdint>
@@ -26,11 +27,11 @@ struct LayerInput {
 
 // out = act(input W^T + b).
 void project(Context& ctx, const LayerInput& input, const LinearWeight& weight,
-              Activation activation, View out);
+             Activation activation, View out);
 
 // split_heads (ops/heads.h) of input W^T + b.
 void project_to_heads(Context& ctx, const LayerInput& input, const LinearWeight& weight,
-                       std::span<const HeadPart> parts, View cos, View sin, float eps);
+                      std::span<const HeadPart> parts, View cos, View sin, float eps);
 
 class Stream {
  public:
