@@ -10,7 +10,7 @@
 namespace longtake::cuda {
 namespace {
 
-constexpr int kMostPages = 4;  // of a head
+constexpr int kMostPages = 2;  // of a head
 constexpr int kHeadDim = kHeadColumns;
 constexpr int kMatrixBytes = kPageKeys * kHeadDim * 2;
 constexpr int kPageBytes = static_cast<int>(paged_bytes(kHeadDim));
