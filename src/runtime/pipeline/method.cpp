@@ -130,7 +130,12 @@ std::optional<std::vector<double>> parse_numbers(const std::string& text, const 
   if (text == "auto") return std::nullopt;
   std::vector<double> out;
   if (text == none) return out;
-  for (const std::string& part : split(text, "/")) out.push_back(number<double>(part, min, max));
+  try {
+    for (const std::string& part : split(text, "/")) out.push_back(number<double>(part, min, max));
+  } catch (const Error&) {
+    usage(str("expected auto, ", none, " or numbers in ", shortest(min), "..", shortest(max),
+              " such as 0.5/1.5, found \"", printable(text), '"'));
+  }
   return out;
 }
 
