@@ -1,6 +1,6 @@
-// How a group's bias and its weight, e^bias, become each other: the same bits on either side, so that
-// a saved state, which knows biases, comes back as the very weights that attention read. CUDA builds
-// only.
+// How a group's bias and its weight, e^bias, become each other: the same bits on either side, so
+// that a saved state, which knows biases, comes back as the very weights that attention read. CUDA
+// builds only.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -34,8 +34,8 @@ struct TransformerConfig {
   int64_t num_layers = 0;
   int64_t in_channels = 0;
   int64_t out_channels = 0;
-  int64_t freq_dim = 0;  // values that describe a timestep
-  int64_t text_dim = 0;  // of the tokens that cross attention reads ...
+  int64_t freq_dim = 0;      // values that describe a timestep
+  int64_t text_dim = 0;      // of the tokens that cross attention reads ...
   bool reads_image = false;  // ... which are an image's, not a text's
   ActionConfig actions = {};
 

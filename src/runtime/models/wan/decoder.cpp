@@ -62,8 +62,8 @@ class Stream final : public Decoder {
 
   Net net_;
   typename Net::State state_;
-  Tensor half_;  // [3]: 0.5, if frames are in [0, 1]
-  Tensor z_;     // the latent in work
+  Tensor half_;        // [3]: 0.5, if frames are in [0, 1]
+  Tensor z_;           // the latent in work
   Tensor rgb_, host_;  // [kFramesPerLatent, H, W, 3] u8
   Graph graph_;
   bool is_first_ = true;

@@ -107,7 +107,7 @@ class Transformer {
   std::optional<LinearWeight> time_projection_;
   std::vector<DitLayer> layers_;
   std::vector<ActionModule> actions_;  // of the first layers
-  Tensor head_modulation_;  // [1, 2, dim]
+  Tensor head_modulation_;             // [1, 2, dim]
   std::optional<LinearWeight> head_;
 };
 
