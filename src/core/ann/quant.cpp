@@ -115,14 +115,21 @@ LONGTAKE_AVX2 inline __m128i add_up(__m256i a, __m256i b, __m256i c, __m256i d) 
   return _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
 }
 
+// The codes of four slots from slots[at] on; what is missing of the last four is the last row
+// again.
+inline std::array<const int8_t*, 4> four_rows(const CodeRows& rows, const int32_t* slots,
+                                              int64_t at, int64_t count) {
+  std::array<const int8_t*, 4> four;
+  for (int64_t row = 0; row < 4; ++row)
+    four[static_cast<size_t>(row)] = rows.codes + slots[std::min(at + row, count - 1)] * rows.dim;
+  return four;
+}
+
 LONGTAKE_AVX2 void dots_avx2(const CodeRows& rows, const QueryCode& query, const int32_t* slots,
                              int64_t count, int32_t* out) {
   constexpr int64_t kLanes = 32;
   for (int64_t i = 0; i < count; i += 4) {
-    // Four rows at a time; what is missing of the last four is the last row again.
-    std::array<const int8_t*, 4> four;
-    for (int64_t row = 0; row < 4; ++row)
-      four[static_cast<size_t>(row)] = rows.codes + slots[std::min(i + row, count - 1)] * rows.dim;
+    const std::array<const int8_t*, 4> four = four_rows(rows, slots, i, count);
     __m256i sums[4] = {};
     int64_t d = 0;
     for (; d + kLanes <= rows.dim; d += kLanes) {
@@ -177,9 +184,7 @@ LONGTAKE_VNNI void dots_vnni(const CodeRows& rows, const QueryCode& query, const
                              int64_t count, int32_t* out) {
   constexpr int64_t kLanes = 32;
   for (int64_t i = 0; i < count; i += 4) {
-    std::array<const int8_t*, 4> four;
-    for (int64_t row = 0; row < 4; ++row)
-      four[static_cast<size_t>(row)] = rows.codes + slots[std::min(i + row, count - 1)] * rows.dim;
+    const std::array<const int8_t*, 4> four = four_rows(rows, slots, i, count);
     __m256i sums[4] = {};
     int64_t d = 0;
     for (; d + kLanes <= rows.dim; d += kLanes) {
