@@ -184,13 +184,7 @@ class WanBench {
           list += fmt::format(",{}:memory-budget={}", preset, frames * frame_tokens());
       }
     }
-    std::vector<std::string> out;
-    for (size_t begin = 0; begin <= list.size();) {
-      const size_t end = std::min(list.find(',', begin), list.size());
-      out.push_back(list.substr(begin, end - begin));
-      begin = end + 1;
-    }
-    return out;
+    return method_names_in(list);
   }
 
   Method method_of(const std::string& name, const WanOptions& options) const {

@@ -171,14 +171,21 @@ void apply_calibration(const std::string& flag, const std::string& model_folder,
       config.sampler.num_steps, method);
 }
 
+std::vector<std::string> method_names_in(const std::string& list) {
+  std::vector<std::string> names;
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    names.push_back(list.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return names;
+}
+
 std::vector<NamedMethod> choose_methods(const std::string& list, const std::string& calibration,
                                         const std::string& model_folder,
                                         const world::Config& config, DType dtype) {
   std::vector<NamedMethod> methods = {{"dense", parse_method("dense")}};
-  for (size_t begin = 0; begin <= list.size();) {
-    const size_t end = std::min(list.find(',', begin), list.size());
-    const std::string name = list.substr(begin, end - begin);
-    begin = end + 1;
+  for (const std::string& name : method_names_in(list)) {
     const bool known = std::any_of(methods.begin(), methods.end(),
                                    [&](const NamedMethod& other) { return other.name == name; });
     if (known) continue;

@@ -74,7 +74,10 @@ auto named_as_flag(const Make& make) {
 void apply_calibration(const std::string& flag, const std::string& model_folder,
                        const world::Config& config, Method& method);
 
-// The methods of a list "a,b:key=value,c", calibrated and playable. Dense comes first, asked for or
+// The names in a list "a,b:key=value,c", as they stand there.
+std::vector<std::string> method_names_in(const std::string& list);
+
+// The methods of such a list, calibrated and playable. Dense comes first, asked for or
 // not: it is what the others are held against. Throws Error (kUsage).
 std::vector<NamedMethod> choose_methods(const std::string& list, const std::string& calibration,
                                         const std::string& model_folder,
