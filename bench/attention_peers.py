@@ -12,37 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpu_timing import median_ms
+
 PAGE = 128
-
-
-def median_ms(body, runs: int = 20) -> float:
-    for _ in range(3):
-        body()
-    times = []
-    for _ in range(runs):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        body()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
 
 
 def median_ms_in_graph(body) -> float:
     """Of one call among 32 (4 where a call is long) in a recorded graph, as paged_attention_bench measures."""
-    calls = 4 if median_ms(body, 5) > 0.5 else 32
+    calls = 4 if median_ms(body, 5, warm_up=3) > 0.5 else 32
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(calls):
             body()
-    return median_ms(graph.replay) / calls
+    return median_ms(graph.replay, 20, warm_up=3) / calls
 
 
 def check(out: torch.Tensor, q, k, v, bias=None) -> float:
@@ -92,7 +79,7 @@ def flex(q, k, v, density: float) -> float:
     empty = torch.zeros_like(count), torch.zeros_like(order)
     mask = BlockMask.from_kv_blocks(*empty, count, order, BLOCK_SIZE=(PAGE, PAGE))
     run = torch.compile(flex_attention, dynamic=False)
-    ms = median_ms(lambda: run(q, k, v, block_mask=mask))
+    ms = median_ms(lambda: run(q, k, v, block_mask=mask), 20, warm_up=3)
     return 4 * count.sum().item() * PAGE * PAGE * q.shape[-1] / ms * 1e-9  # TFLOP/s on executed pairs
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gpu_timing import median_ms
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 import model as world  # noqa: E402
@@ -137,15 +138,7 @@ class Peer:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             z, _ = self.frame()
-        times = []
-        for _ in range(rounds):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        return statistics.median(times), z[0].clone()
+        return median_ms(graph.replay, rounds), z[0].clone()
 
 
 def main() -> None:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gpu_timing import median_ms
 
 DIM, FFN, HEADS, HEAD, TEXT = 1536, 8960, 12, 128, 512
 FRAME, CHUNK, PASSES, VIDEO_FRAMES = 1560, 3, 5, 12
@@ -59,18 +60,6 @@ class Layer(torch.nn.Module):
         x = x + self.cross_o(attend(q, prompt_keys, prompt_values))
         h = F.layer_norm(x, (DIM,), eps=EPS) * (1 + scale2) + shift2
         return x + self.down(F.gelu(self.up(h), approximate="tanh")) * gate2
-
-
-def median_ms(body, runs: int) -> float:
-    times = []
-    for _ in range(runs):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        body()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
 
 
 def pass_ms(layers, history: int) -> float:
