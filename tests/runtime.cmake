@@ -15,6 +15,7 @@ target_compile_definitions(cli_game_test PRIVATE LONGTAKE_BINARY="$<TARGET_FILE:
 longtake_test(metrics_test SOURCES metrics_test.cpp LIBS longtake_runtime)
 longtake_test(select_test SOURCES select_test.cpp LIBS longtake_runtime)
 if(LONGTAKE_HAS_CUDA)
+  longtake_test(device_comparison_test SOURCES device_comparison_test.cpp LIBS longtake_runtime CUDA::cudart_static LABELS gpu)
   longtake_test(device_session_test SOURCES device_session_test.cpp LIBS longtake_runtime CUDA::cudart_static LABELS gpu)
   longtake_test(wan_device_test SOURCES wan_device_test.cpp LIBS longtake_runtime CUDA::cudart_static LABELS gpu)
 endif()

@@ -41,6 +41,9 @@ std::vector<Scenario> choose_scenarios(const CompareFlags& flags, const world::C
 }
 
 int threads_of_a_play(const CompareFlags& flags, Device device) {
+  if (device.kind != DeviceKind::kCpu && flags.jobs > 1)
+    usage(str("--jobs: expected 1 on a GPU, where plays come one after the other, found ",
+              flags.jobs));
   const int64_t threads = flags.threads > 0 ? flags.threads : int64_t{Context(device).threads()};
   if (flags.jobs > threads)
     usage(str("--jobs: expected at most as many as there are threads, ", threads, ", found ",

@@ -250,6 +250,13 @@ std::string threads_text(const ComparisonResult& result) {
              " plays side by side: times are those of a busy machine");
 }
 
+// What the comparison itself cost.
+std::string seconds_text(const ComparisonResult& result) {
+  return fmt::format(
+      "{:.0f} s, in which free running took {:.0f} s, lock step {:.0f} s and judging {:.0f} s",
+      result.seconds, result.free_s, result.lockstep_s, result.judged_s);
+}
+
 }  // namespace
 
 std::string to_table(const ComparisonResult& result) {
@@ -273,7 +280,7 @@ std::string to_table(const ComparisonResult& result) {
                      : fmt::format("  {:>{}}", line[i], widths[i]);
     text += '\n';
   }
-  return text + threads_text(result) + '\n';
+  return str(text, threads_text(result), '\n', seconds_text(result), '\n');
 }
 
 std::string to_json(const ComparisonResult& result) {
@@ -336,6 +343,11 @@ std::string to_json(const ComparisonResult& result) {
                              {"primed_frames", result.num_primed},
                              {"scenarios", result.num_scenarios},
                              {"peak_rss_bytes", result.peak_rss_bytes},
+                             {"seconds",
+                              {{"all", result.seconds},
+                               {"free", result.free_s},
+                               {"lockstep", result.lockstep_s},
+                               {"judged", result.judged_s}}},
                              {"methods", methods}};
   return root.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }

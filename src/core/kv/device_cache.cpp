@@ -283,9 +283,20 @@ size_t DeviceCache::bytes_used() const {
   return static_cast<size_t>(told().pages) * layout().page_bytes();
 }
 
-std::vector<int32_t> DeviceCache::members(int64_t /*head*/, int64_t /*num_committed*/) const {
-  throw Error(ErrorKind::kUsage,
-              "members of a cache: expected --device cpu, found a CUDA device, which keeps none");
+std::vector<int32_t> DeviceCache::frame_members(int64_t held, int64_t ring_frames,
+                                                int64_t num_committed) const {
+  const int64_t tokens = options_.tokens_per_frame;
+  LONGTAKE_CHECK(held * tokens == num_committed, held, " frames, ", num_committed, " keys");
+  std::vector<int32_t> out(static_cast<size_t>(num_committed), -1);
+  const int64_t sink = std::min<int64_t>(held, frames_.sink);
+  const auto show = [&](int64_t frame, int64_t place) {
+    const auto first = out.begin() + frame * tokens;
+    std::iota(first, first + tokens, static_cast<int32_t>(place * tokens));
+  };
+  for (int64_t frame = 0; frame < sink; ++frame) show(frame, frame);
+  for (int64_t age = 0; age < std::min(held - sink, ring_frames); ++age)
+    show(held - 1 - age, sink + age);
+  return out;
 }
 
 Counters DeviceCache::read_counters() const {

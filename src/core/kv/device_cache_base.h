@@ -47,8 +47,6 @@ class DeviceCache : public KvCache {
 
   MergeCounts merge_counts() const override { return {told().merged, told().evicted}; }
 
-  std::vector<int32_t> members(int64_t head, int64_t num_committed) const override;
-
   size_t bytes() const override { return store_.size(); }
 
   size_t bytes_used() const override;
@@ -77,6 +75,11 @@ class DeviceCache : public KvCache {
 
   // Frames of the sink, or of the `ring_frames` behind it that `held` frames leave.
   std::vector<KeyRun> frame_runs(int head, int64_t held, int64_t ring_frames, bool sink) const;
+
+  // members() of a policy that keeps frames: of `held` ones the sink and the `ring_frames` newest,
+  // in the order in which the table shows them.
+  std::vector<int32_t> frame_members(int64_t held, int64_t ring_frames,
+                                     int64_t num_committed) const;
 
   // Moves into a store of that size, in which all that was kept stays. Not while recording.
   void allocate(const Room& room);

@@ -1,6 +1,7 @@
 // Policy `full` on CUDA: every committed token stays. The store doubles when it is full, between
 // frames.
 #include <algorithm>
+#include <numeric>
 
 #include "base/error.h"
 #include "kv/device_cache_base.h"
@@ -33,6 +34,12 @@ class DeviceFullCache final : public DeviceCache {
                    enqueued_);
     append(FillPlace::kTokens, k, v);
     finish(k.dim(0));
+  }
+
+  std::vector<int32_t> members(int64_t, int64_t num_committed) const override {
+    std::vector<int32_t> out(static_cast<size_t>(num_committed));
+    std::iota(out.begin(), out.end(), 0);
+    return out;
   }
 
   void reset() override {

@@ -65,6 +65,7 @@ class DeviceTempCache final : public DeviceCache {
   bool wants_queries() const override { return merge_.rule == MergeRule::kNats; }
 
   bool prepare_frames(Context&, int64_t num_frames) override {
+    trace();
     if (capacity() > 0) return false;
     // A commit of more frames is one of several chunks.
     const int64_t chunks = (num_frames + options_.chunk_frames - 1) / options_.chunk_frames;
@@ -114,6 +115,26 @@ class DeviceTempCache final : public DeviceCache {
 
   void commit(Context&, View k, View v, ChunkPosition position) override {
     commit_asked({}, k, v, position);
+  }
+
+  void trace_members() override {
+    LONGTAKE_CHECK(told().held == 0 && options_.chunk_frames == 1, told().held);
+    traced_.assign(static_cast<size_t>(options_.num_heads), {});
+  }
+
+  std::vector<int32_t> members(int64_t head, int64_t num_committed) const override {
+    LONGTAKE_CHECK(!traced_.empty());
+    std::vector<int32_t> out = frame_members(told().held, merge_.exact_frames, num_committed);
+    // Groups are shown behind all frames.
+    const auto first =
+        static_cast<int32_t>(std::min<int64_t>(told().held, frames_.sink + merge_.exact_frames) *
+                             options_.tokens_per_frame);
+    const Traced& own = traced_[static_cast<size_t>(head)];
+    for (size_t group = 0; group < own.size(); ++group) {
+      for (const int32_t key : own[group])
+        out[static_cast<size_t>(key)] = first + static_cast<int32_t>(group);
+    }
+    return out;
   }
 
   bool is_bounded() const override { return told().evicted == 0; }
@@ -305,6 +326,43 @@ class DeviceTempCache final : public DeviceCache {
     check(cudaMemcpy(array.data() + at, values.data(), values.size() * sizeof(T),
                      cudaMemcpyHostToDevice),
           "cache");
+  }
+
+  // What the latest commit did to the members of groups, once it has been waited for.
+  void trace() {
+    if (traced_.empty()) return;
+    const int64_t retired = told().held - frames_.sink - merge_.exact_frames;
+    if (retired <= num_traced_) return;
+    LONGTAKE_CHECK(retired == num_traced_ + 1, retired);
+    const auto tokens = static_cast<size_t>(options_.tokens_per_frame);
+    const int64_t first_key = (frames_.sink + num_traced_++) * options_.tokens_per_frame;
+    const std::vector<int32_t> joins = on_host(joins_), ranks = on_host(ranks_);
+    const std::vector<int32_t> sizes = on_host(sizes_), num_new = on_host(num_new_);
+    std::vector<int32_t> leaving;
+    for (size_t head = 0; head < traced_.size(); ++head) {
+      Traced& own = traced_[head];
+      const auto key_at = [&](size_t token) {
+        return static_cast<int32_t>(first_key) + static_cast<int32_t>(token);
+      };
+      for (size_t token = 0; token < tokens; ++token) {
+        const int32_t group = joins[head * tokens + token];
+        if (group >= 0) own[static_cast<size_t>(group)].push_back(key_at(token));
+      }
+      const auto kept = static_cast<size_t>(sizes[head] - num_new[head]);
+      if (kept < own.size() && leaving.empty()) leaving = on_host(leaving_);
+      // As settle_groups: the last first, and the last group takes its number.
+      for (size_t gone = own.size() - kept; gone > 0; --gone) {
+        const auto group =
+            static_cast<size_t>(leaving[head * (leaving.size() / traced_.size()) + gone - 1]);
+        own[group].swap(own.back());
+        own.pop_back();
+      }
+      own.resize(static_cast<size_t>(sizes[head]));
+      for (size_t token = 0; token < tokens; ++token) {
+        if (joins[head * tokens + token] < 0)
+          own[kept + static_cast<size_t>(ranks[head * tokens + token])] = {key_at(token)};
+      }
+    }
   }
 
   // Pages of the pool that a head's groups fill.
@@ -648,6 +706,9 @@ class DeviceTempCache final : public DeviceCache {
   int64_t asked_ = 0;     // the same since the last reset
   int64_t enqueued_ = 0;  // commits that no replay made
   int asked_tokens_ = 0;  // of the queries that the next commit has rows of
+  using Traced = std::vector<std::vector<int32_t>>;  // keys in the order of their commits, by group
+  std::vector<Traced> traced_;                       // by head; empty: nobody asked
+  int64_t num_traced_ = 0;                           // frames
   DeviceArray<double> speeds_, moments_;
   DeviceArray<float> phases_, directions_, maps_, centres_, read_sums_, readers_;
   DeviceArray<int64_t> ring_frames_, num_queries_;

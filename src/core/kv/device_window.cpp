@@ -35,6 +35,10 @@ class DeviceWindowCache final : public DeviceCache {
     finish(position.num_frames);
   }
 
+  std::vector<int32_t> members(int64_t, int64_t num_committed) const override {
+    return frame_members(told().held, frames_.ring, num_committed);
+  }
+
   void forget_window() override {
     keep_at_most(counters_.data(), frames_.sink, stream());
     finish(0);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device/dispatch.h"
+#include "metrics/page_math.h"
 
 namespace longtake {
 namespace {
@@ -18,15 +19,11 @@ struct Part {
 // Logits of one query, [entries] in list order.
 void logits_of(const float* q, const PageList& pages, DType dtype, int64_t dim, double scale,
                std::vector<double>& out) {
-  std::vector<float> key(static_cast<size_t>(dim)), value(key.size());
   out.clear();
   for (const KvPage& page : pages) {
-    for (int64_t slot = 0; slot < page.num_keys; ++slot) {
-      read_token(page, dtype, dim, slot, key.data(), value.data());
-      double dot = 0;
-      for (size_t d = 0; d < key.size(); ++d) dot += double{q[d]} * double{key[d]};
-      out.push_back(dot * scale + double{page.bias[slot]});
-    }
+    out.resize(out.size() + static_cast<size_t>(page.num_keys));
+    page_logits(q, page, dtype, dim, scale,
+                out.data() + out.size() - static_cast<size_t>(page.num_keys));
   }
 }
 

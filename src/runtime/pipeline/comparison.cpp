@@ -1,6 +1,7 @@
 #include "pipeline/comparison.h"
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -10,10 +11,15 @@
 
 #include "base/error.h"
 #include "metrics/median.h"
+#include "pipeline/background.h"
 #include "pipeline/scenario_run.h"
 
 namespace longtake {
 namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 void add(std::vector<Mean>& sum, const std::vector<Mean>& part) {
   for (size_t i = 0; i < part.size(); ++i) sum[i].add(part[i]);
@@ -46,29 +52,38 @@ void add(MethodResult& sum, const MethodResult& part) {
 // All scenarios' plays, shared out among workers.
 class Comparison {
  public:
-  Comparison(const world::Model& model, const std::vector<Scenario>& scenarios,
+  Comparison(const Context& ctx, const world::Model& model, const std::vector<Scenario>& scenarios,
              const std::vector<NamedMethod>& methods, const ComparisonOptions& options,
              const std::function<bool()>& stopped, const ProgressHook& progress)
-      : methods_(methods), options_(options), stopped_(stopped), progress_(progress) {
+      : methods_(methods),
+        options_(options),
+        stopped_(stopped),
+        progress_(progress),
+        groups_(lockstep_groups(methods)),
+        background_(ctx.device().kind == DeviceKind::kCpu ? 0 : ctx.threads()) {
     for (size_t s = 0; s < scenarios.size(); ++s) {
       const Scenario& scenario = scenarios[s];
       const std::string label =
           str("scenario ", s + 1, " of ", scenarios.size(), " (", scenario.name, "): ");
-      runs_.emplace_back(model, scenario, methods, options, s == 0,
-                         [this, label, &scenario](const std::string& what, int64_t frame) {
-                           next(str(label, what), frame, scenario.num_frames());
-                         });
+      runs_.emplace_back(
+          model, scenario, methods, options, s == 0,
+          [this, label, &scenario](const std::string& what, int64_t frame) {
+            next(str(label, what), frame, scenario.num_frames());
+          },
+          background_);
     }
     const size_t plays = options.free_running ? methods.size() : 1;
     for (size_t s = 0; s < scenarios.size(); ++s) {
-      tasks_.push_back({s, 0});
-      if (options.lockstep) tasks_.push_back({s, kLockstep});
-      for (size_t m = 1; m < plays; ++m) tasks_.push_back({s, m});
+      tasks_.push_back({s, 0, nullptr});
+      for (size_t g = 0; options.lockstep && g < groups_.size(); ++g)
+        tasks_.push_back({s, 0, &groups_[g]});
+      for (size_t m = 1; m < plays; ++m) tasks_.push_back({s, m, nullptr});
     }
     left_.assign(scenarios.size(), static_cast<int64_t>(tasks_.size() / scenarios.size()));
-    // Side by side the longest come first: dense, and lock step, which needs it.
+    // Side by side the longest come first: dense, which lock step needs, and the lock step of all
+    // that share its history.
     const auto rank = [](const Task& task) {
-      return task.method == 0 ? 0 : task.method == kLockstep ? 1 : 2;
+      return task.is_dense() ? 0 : task.group != nullptr ? 1 : 2;
     };
     if (options.jobs > 1)
       std::stable_sort(tasks_.begin(), tasks_.end(),
@@ -88,32 +103,39 @@ class Comparison {
         });
       for (std::thread& worker : workers) worker.join();
     }
+    background_.finish();
     if (failure_) std::rethrow_exception(failure_);
   }
 
   // Of what was played so far.
   void collect(ComparisonResult& result) const {
     for (size_t s = 0; s < runs_.size(); ++s) {
-      for (size_t m = 0; m < methods_.size(); ++m) add(result.methods[m], runs_[s].rows()[m]);
+      const std::vector<MethodResult> rows = runs_[s].rows();
+      for (size_t m = 0; m < methods_.size(); ++m) add(result.methods[m], rows[m]);
       if (left_[s] == 0) ++result.num_scenarios;
+      result.judged_s += runs_[s].judged_s();
     }
+    result.free_s = free_s_;
+    result.lockstep_s = lockstep_s_;
     for (size_t m = 0; m < methods_.size(); ++m) take_medians(m, result.methods[m]);
   }
 
  private:
-  static constexpr size_t kLockstep = std::numeric_limits<size_t>::max();
-
   struct Task {
-    size_t scenario, method;
+    size_t scenario, method;           // that plays freely
+    const std::vector<size_t>* group;  // or that are in lock step; null: none
     enum class State : uint8_t { kWaits, kRuns, kDone } state = State::kWaits;
+
+    bool is_dense() const { return group == nullptr && method == 0; }
   };
 
   void work(Context& ctx) {
     for (Task* task; (task = take()) != nullptr;) {
       ScenarioRun& run = runs_[task->scenario];
+      const auto start = std::chrono::steady_clock::now();
       try {
-        if (task->method == kLockstep)
-          run.play_in_lockstep(ctx);
+        if (task->group != nullptr)
+          run.play_in_lockstep(ctx, *task->group);
         else
           run.play(ctx, task->method);
       } catch (const Stopped&) {
@@ -123,7 +145,7 @@ class Comparison {
         give_up(std::current_exception());
         return;
       }
-      finish(*task);
+      finish(*task, seconds_since(start));
     }
   }
 
@@ -135,7 +157,7 @@ class Comparison {
       for (Task& task : tasks_) {
         if (gave_up_ || task.state != Task::State::kWaits) continue;
         more = true;
-        if (task.method == kLockstep && !has_dense(task.scenario)) continue;
+        if (task.group != nullptr && !has_dense(task.scenario)) continue;
         task.state = Task::State::kRuns;
         return &task;
       }
@@ -146,13 +168,14 @@ class Comparison {
 
   bool has_dense(size_t scenario) const {
     return std::any_of(tasks_.begin(), tasks_.end(), [&](const Task& task) {
-      return task.scenario == scenario && task.method == 0 && task.state == Task::State::kDone;
+      return task.scenario == scenario && task.is_dense() && task.state == Task::State::kDone;
     });
   }
 
-  void finish(Task& task) {
+  void finish(Task& task, double seconds) {
     const std::lock_guard lock(mutex_);
     task.state = Task::State::kDone;
+    (task.group != nullptr ? lockstep_s_ : free_s_) += seconds;
     if (--left_[task.scenario] == 0) runs_[task.scenario].release();
     changed_.notify_all();
   }
@@ -216,6 +239,7 @@ class Comparison {
   const ComparisonOptions& options_;
   const std::function<bool()>& stopped_;
   const ProgressHook& progress_;
+  const std::vector<std::vector<size_t>> groups_;
   std::deque<ScenarioRun> runs_;
   std::mutex mutex_;  // of everything below, and of the hooks
   std::condition_variable changed_;
@@ -223,6 +247,8 @@ class Comparison {
   std::vector<int64_t> left_;  // tasks of each scenario that are not done
   bool gave_up_ = false;
   std::exception_ptr failure_;
+  double free_s_ = 0, lockstep_s_ = 0;
+  Background background_;  // its jobs know all of the above
 };
 
 }  // namespace
@@ -249,9 +275,12 @@ ComparisonResult compare(Context& ctx, const world::Model& model,
   }
   for (const NamedMethod& named : methods)
     result.methods.push_back(empty_row(named, model.config.transformer, result.num_frames));
-  Comparison comparison(model, scenarios, methods, options, stopped, progress);
+  const auto start = std::chrono::steady_clock::now();
+  LONGTAKE_CHECK(options.jobs == 1 || ctx.device().kind == DeviceKind::kCpu);
+  Comparison comparison(ctx, model, scenarios, methods, options, stopped, progress);
   comparison.run(ctx);
   comparison.collect(result);
+  result.seconds = seconds_since(start);
   result.peak_rss_bytes = peak_rss_bytes();
   return result;
 }

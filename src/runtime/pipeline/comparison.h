@@ -92,7 +92,9 @@ struct ComparisonOptions {
   // Methods that keep the whole history, dense among them, stop after so many frames: theirs get
   // ever dearer. The others are held against dense as far as it went. 0: they do not.
   int64_t full_frames = 0;
-  int jobs = 1;  // so many plays side by side, each with a context like the one given
+  // So many plays side by side, each with a context like the one given. On a GPU one: there plays
+  // come one after the other, and the threads of the context judge them meanwhile.
+  int jobs = 1;
 };
 
 struct ComparisonResult {
@@ -101,6 +103,9 @@ struct ComparisonResult {
   std::string model, dtype, device;
   int threads = 0, jobs = 1;  // threads of each of the plays side by side
   size_t peak_rss_bytes = 0;
+  // Seconds that all took, and the sums over the plays and the judgement that are part of it,
+  // whatever of them was side by side.
+  double seconds = 0, free_s = 0, lockstep_s = 0, judged_s = 0;
 };
 
 using ProgressHook = std::function<void(const std::string& what)>;

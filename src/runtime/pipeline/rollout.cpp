@@ -131,6 +131,12 @@ world::Pass Rollout::pass(int64_t step, PassObserver* observer) {
           measured_ != nullptr ? measured_ : step_cache_.get(), observer};
 }
 
+std::vector<std::unique_ptr<KvCache>> Rollout::take_caches() {
+  std::vector<std::unique_ptr<KvCache>> caches;
+  for (LayerState& layer : layers_) caches.push_back(std::move(layer.memory.cache));
+  return caches;
+}
+
 double Rollout::density() const {
   const auto& sizes = model_.config.transformer;
   const auto own = static_cast<double>(sizes.frame_tokens());

@@ -65,6 +65,9 @@ class Rollout {
 
   std::span<const LayerState> layers() const { return layers_; }
 
+  // Gives away what the layers remember; the rollout is over.
+  std::vector<std::unique_ptr<KvCache>> take_caches();
+
   // Query-key pairs of self attention at the sampling steps of the latest frame, over those of
   // dense attention over the whole history.
   double density() const;

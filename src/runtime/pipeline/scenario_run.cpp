@@ -1,9 +1,11 @@
 #include "pipeline/scenario_run.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <limits>
 #include <memory>
-#include <span>
+#include <optional>
 
 #include "base/error.h"
 #include "media/frame_writer.h"
@@ -11,6 +13,7 @@
 #include "metrics/image.h"
 #include "ops/copy.h"
 #include "ops/image.h"
+#include "pipeline/frame_records.h"
 #include "pipeline/rollout.h"
 #include "pipeline/session.h"
 
@@ -42,15 +45,29 @@ MethodResult empty_row(const NamedMethod& named, const world::TransformerConfig&
   return row;
 }
 
+std::vector<std::vector<size_t>> lockstep_groups(const std::vector<NamedMethod>& methods) {
+  std::vector<size_t> sharing;
+  std::vector<std::vector<size_t>> groups;
+  for (size_t m = 1; m < methods.size(); ++m) {
+    if (shares_history(methods[m].method, methods[0].method))
+      sharing.push_back(m);
+    else
+      groups.push_back({m});
+  }
+  if (!sharing.empty()) groups.insert(groups.begin(), sharing);
+  return groups;
+}
+
 ScenarioRun::ScenarioRun(const world::Model& model, const Scenario& scenario,
                          const std::vector<NamedMethod>& methods, const ComparisonOptions& options,
-                         bool film, FrameHook next_frame)
+                         bool film, FrameHook next_frame, Background& background)
     : model_(model),
       scenario_(scenario),
       methods_(methods),
       options_(options),
       film_(film && !options.video_folder.empty() && options.free_running),
       next_frame_(std::move(next_frame)),
+      background_(background),
       width_(model.config.transformer.frame_width()),
       height_(model.config.transformer.frame_height()),
       latent_{model.config.transformer.latent_channels, model.config.transformer.latent_height,
@@ -58,11 +75,42 @@ ScenarioRun::ScenarioRun(const world::Model& model, const Scenario& scenario,
   for (const NamedMethod& named : methods)
     rows_.push_back(empty_row(named, model.config.transformer, scenario.num_frames()));
   chunks_.resize(methods.size());
+  std::vector<Probe> probes;
+  for (int64_t frame = 0; frame < num_frames(0); ++frame) {
+    if (is_probed(frame)) probes.emplace_back().frame = frame;
+  }
+  probes_.assign(methods.size(), probes);
 }
 
 int64_t ScenarioRun::num_frames(size_t method) const {
   const bool limited = options_.full_frames > 0 && methods_[method].method.memory.memory == "full";
   return limited ? std::min(options_.full_frames, scenario_.num_frames()) : scenario_.num_frames();
+}
+
+bool ScenarioRun::is_probed(int64_t frame) const {
+  return frame > scenario_.num_primed && (frame - scenario_.num_primed) % options_.probe_every == 0;
+}
+
+void ScenarioRun::later(std::function<void()> job) {
+  ++users_;
+  background_.add([this, job = std::move(job)] {
+    const auto start = std::chrono::steady_clock::now();
+    job();
+    judged_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    leave();
+  });
+}
+
+void ScenarioRun::leave() {
+  if (--users_ > 0) return;
+  dense_ = {};
+  truth_ = {};
+  seen_ = {};
+  history_.reset();
+}
+
+void ScenarioRun::release() {
+  leave();
 }
 
 void ScenarioRun::render_truth() {
@@ -77,33 +125,28 @@ void ScenarioRun::render_truth() {
 
 void ScenarioRun::play(Context& ctx, size_t method) {
   std::call_once(rendered_, [this] { render_truth(); });
-  Recording own = record(ctx, method);
   if (method == 0) {
-    dense_ = std::move(own);
-    judge(0, dense_);
-    std::vector<std::pair<size_t, Recording>> waiting;
+    dense_ = record(ctx, 0);
+    std::vector<std::pair<size_t, std::shared_ptr<const Recording>>> waiting;
     {
       const std::lock_guard lock(mutex_);
       has_dense_ = true;
       waiting.swap(waiting_);
     }
-    for (const auto& [other, recording] : waiting) judge(other, recording);
+    later([this] { judge(0, dense_); });
+    for (const auto& [other, recording] : waiting)
+      later([this, other = other, recording = recording] { judge(other, *recording); });
     return;
   }
+  const auto own = std::make_shared<const Recording>(record(ctx, method));
   {
     const std::lock_guard lock(mutex_);
     if (!has_dense_) {
-      waiting_.emplace_back(method, std::move(own));
+      waiting_.emplace_back(method, own);
       return;
     }
   }
-  judge(method, own);
-}
-
-void ScenarioRun::release() {
-  dense_ = {};
-  truth_ = {};
-  seen_ = {};
+  later([this, method, own] { judge(method, *own); });
 }
 
 ScenarioRun::Recording ScenarioRun::record(Context& ctx, size_t method) {
@@ -140,6 +183,8 @@ ScenarioRun::Recording ScenarioRun::record(Context& ctx, size_t method) {
     copy(ctx, session.latent(), recording.latents.back());
   }
   if (writer) writer->close();
+  if (method == 0 && options_.lockstep)
+    history_ = std::make_unique<const DenseHistory>(ctx, session.take_caches());
   return recording;
 }
 
@@ -188,134 +233,184 @@ void ScenarioRun::judge(size_t method, const Recording& own) {
                          static_cast<double>(half));
 }
 
-// Looks into attention at the last sparse step of a probe.
+// Looks into attention at the last sparse step of a probe. What it takes is judged in the
+// background.
 class ScenarioRun::Scorer final : public PassObserver {
  public:
-  Scorer(const Rollout& rollout, std::span<const LayerState> dense, int64_t num_committed,
-         int64_t frame, int64_t stride, MethodResult& row)
-      : rollout_(rollout),
-        dense_(dense),
-        frame_(frame),
-        num_committed_(num_committed),
-        stride_(stride),
-        row_(row) {}
+  Scorer(ScenarioRun& run, Context& ctx, const Rollout& rollout, Probe& out)
+      : run_(run),
+        ctx_(ctx),
+        rollout_(rollout),
+        num_committed_(out.frame * run.model_.config.transformer.frame_tokens()),
+        out_(out) {}
 
   void on_self_attention(int64_t layer, const AttentionRead& read) override {
     if (rollout_.step() != rollout_.last_sparse_step()) return;
-    const auto at = static_cast<size_t>(layer);
-    const KvCache& own = *rollout_.layers()[at].memory.cache;
-    // The dense history, and behind it the chunk in work as this method sees it.
-    std::vector<PageList> lists;
+    const KvCache& own = *rollout_.layers()[static_cast<size_t>(layer)].memory.cache;
+    const auto heads = static_cast<size_t>(read.kv.num_heads());
     std::vector<std::vector<int32_t>> members;
-    for (int64_t head = 0; head < read.kv.num_heads(); ++head) {
-      const KvCache& all = *dense_[at].memory.cache;
-      const PageList& pages = all.view().heads[static_cast<size_t>(head)];
-      PageList list(pages.begin(), pages.begin() + all.num_history_pages(head));
-      const PageList& mine = read.kv.heads[static_cast<size_t>(head)];
-      list.insert(list.end(), mine.begin() + own.num_history_pages(head), mine.end());
-      lists.push_back(std::move(list));
-      members.push_back(own.members(head, num_committed_));
-    }
-    const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
-    AttentionScore score = score_attention(read.q, {read.kv.dtype, read.kv.head_dim, lists},
-                                           read.kv, read.selection, members, scale, stride_);
-    // Of what a selection leaves out nothing is known.
-    score.bound = read.selection == nullptr ? moved_mass_bound(read.q, own, frame_, scale, stride_)
-                                            : static_cast<double>(score.count);
-    row_.layers[at].add(score);
+    for (size_t head = 0; head < heads; ++head)
+      members.push_back(own.members(static_cast<int64_t>(head), num_committed_));
+    const auto kept = std::make_shared<const HostCopy>(ctx_, read.kv, read.q.dim(0));
+    std::optional<HostSelection> selection;
+    if (read.selection != nullptr) selection = kept->selection(ctx_, *read.selection);
+    const auto q = std::make_shared<const Tensor>(copied(read.q));
+    const float scale = scale_of(read);
+    const double bound = bound_of(own, *q, read, scale);
+    AttentionScore& out = out_.layers[static_cast<size_t>(layer)];
+    run_.later([run = &run_, layer, heads, kept, q, scale, bound, committed = num_committed_, &out,
+                selection = std::move(selection), members = std::move(members)] {
+      // The dense history, and behind it the chunk in work as this method sees it.
+      const KvView mine = kept->view();
+      const auto chunk = (q->dim(0) + kPageTokens - 1) / kPageTokens;
+      std::vector<PageList> lists;
+      for (size_t head = 0; head < heads; ++head) {
+        PageList& list =
+            lists.emplace_back(run->history_->first(layer, static_cast<int64_t>(head), committed));
+        list.insert(list.end(), mine.heads[head].end() - chunk, mine.heads[head].end());
+      }
+      Selection listed;
+      if (selection) listed = selection->view();
+      out = score_attention(*q, {mine.dtype, mine.head_dim, lists}, mine,
+                            selection ? &listed : nullptr, members, scale,
+                            run->options_.score_stride);
+      // Of what a selection leaves out nothing is known.
+      out.bound = selection ? static_cast<double>(out.count) : bound;
+    });
   }
 
   void on_cross_attention(int64_t layer, const AttentionRead& read) override {
-    const auto at = static_cast<size_t>(layer);
-    const Prompt& prompt = rollout_.layers()[at].prompt;
+    const Prompt& prompt = rollout_.layers()[static_cast<size_t>(layer)].prompt;
     if (rollout_.step() != rollout_.last_sparse_step() || prompt.selector == nullptr) return;
-    const auto scale = 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
-    row_.prompt_layers[at].add(score_attention(read.q, prompt.pages.view(), read.kv, nullptr,
-                                               prompt.selector->members(), scale, stride_));
+    const auto all = std::make_shared<const HostCopy>(ctx_, prompt.pages.view(), 0);
+    const auto kept = std::make_shared<const HostCopy>(ctx_, read.kv, 0);
+    const auto q = std::make_shared<const Tensor>(copied(read.q));
+    AttentionScore& out = out_.prompt_layers[static_cast<size_t>(layer)];
+    run_.later([run = &run_, all, kept, q, scale = scale_of(read), &out,
+                members = prompt.selector->members()] {
+      out = score_attention(*q, all->view(), kept->view(), nullptr, members, scale,
+                            run->options_.score_stride);
+    });
   }
 
  private:
+  static float scale_of(const AttentionRead& read) {
+    return 1.0F / std::sqrt(static_cast<float>(read.kv.head_dim));
+  }
+
+  Tensor copied(View x) const {
+    Tensor out({}, x.dtype(), x.shape());
+    copy(ctx_, x, out);
+    return out;
+  }
+
+  // Summed up over queries; known on the CPU.
+  double bound_of(const KvCache& own, View q, const AttentionRead& read, float scale) const {
+    if (read.selection != nullptr) return 0;
+    if (ctx_.device().kind != DeviceKind::kCpu) return std::numeric_limits<double>::quiet_NaN();
+    return moved_mass_bound(q, own, out_.frame, scale, run_.options_.score_stride);
+  }
+
+  ScenarioRun& run_;
+  Context& ctx_;
   const Rollout& rollout_;
-  std::span<const LayerState> dense_;
-  int64_t frame_;
   int64_t num_committed_;
-  int64_t stride_;
-  MethodResult& row_;
+  Probe& out_;
 };
 
-void ScenarioRun::play_in_lockstep(Context& ctx) {
-  const bool on_cpu = ctx.device().kind == DeviceKind::kCpu;
+void ScenarioRun::play_in_lockstep(Context& ctx, const std::vector<size_t>& group) {
   const Tensor text = world::encode_prompt(ctx, model_, scenario_.prompt);
   const int64_t count = num_frames(0);
-  std::vector<std::unique_ptr<Rollout>> rollouts;  // null: that of dense
-  for (const NamedMethod& named : methods_) {
-    if (on_cpu && !rollouts.empty() && shares_history(named.method, methods_[0].method)) {
-      rollouts.push_back(nullptr);
-      continue;
-    }
-    rollouts.push_back(std::make_unique<Rollout>(ctx, model_, text, named.method, count));
-    if (!on_cpu) continue;
-    for (const LayerState& layer : rollouts.back()->layers()) layer.memory.cache->trace_members();
+  const Method& everything = methods_[0].method;
+  const bool shares = shares_history(methods_[group.front()].method, everything);
+  // Where one of them selects, the history is one that can be selected from.
+  size_t leading = group.front();
+  for (const size_t m : group) {
+    if (methods_[m].method.sparse_self) leading = m;
   }
-  Rollout& dense = *rollouts[0];
-  const Method everything = dense.method();
-  const Tensor z(ctx.device(), DType::kF32, latent_);
-  const Tensor given(ctx.device(), DType::kF32, latent_);
-  int64_t probes = 0;
+  Rollout rollout(ctx, model_, text, methods_[leading].method, count);
+  for (const LayerState& layer : rollout.layers()) layer.memory.cache->trace_members();
+  if (shares) rollout.set_selection(ctx, everything);
+  std::string label = "lock step of";
+  for (const size_t m : group) label += (m == group.front() ? " " : ", ") + methods_[m].name;
+  FrameRecords records;
+  const Tensor z(ctx.device(), DType::kF32, latent_), given(ctx.device(), DType::kF32, latent_);
+  size_t probes = 0;
   for (int64_t frame = 0; frame < count; ++frame) {
-    next_frame_("lock step", frame);
+    next_frame_(label, frame);
     const CameraPosition camera = scenario_.cameras[static_cast<size_t>(frame)];
-    const bool probed =
-        frame > scenario_.num_primed && (frame - scenario_.num_primed) % options_.probe_every == 0;
-    // Attention is looked into where its pages can be read.
-    const bool score = probed && ++probes % options_.score_every == 0 && on_cpu;
-    for (const auto& rollout : rollouts) {
-      if (rollout) rollout->begin_frame(ctx, frame, camera.x, camera.y);
-    }
-    for (size_t m = 1; m < rollouts.size() && probed; ++m) {
-      if (rollouts[m]) {
-        probe(ctx, m, *rollouts[m], dense, frame, score, z);
-        continue;
+    records.begin_frame(ctx, rollout, frame, camera.x, camera.y);
+    if (is_probed(frame)) {
+      const bool score = (probes + 1) % static_cast<size_t>(options_.score_every) == 0;
+      for (const size_t m : group) {
+        if (shares) rollout.set_selection(ctx, methods_[m].method);
+        const auto denoise = [&](PassObserver* observer) {
+          const auto steps = [&] { rollout.denoise(ctx, scenario_.seed, z, observer); };
+          // What is watched cannot be recorded, nor can what changes from probe to probe.
+          if (observer != nullptr || shares)
+            steps();
+          else
+            records.denoise(ctx, steps);
+        };
+        probe(ctx, rollout, denoise, score, z, probes_[m][probes]);
       }
-      dense.set_selection(ctx, methods_[m].method);
-      dense.begin_frame(ctx, frame, camera.x, camera.y);
-      probe(ctx, m, dense, dense, frame, score, z);
-      dense.set_selection(ctx, everything);
+      if (shares) rollout.set_selection(ctx, everything);
+      ++probes;
     }
     // Only now: the scores above are held against the dense history without this frame.
     copy(ctx, dense_.latents[static_cast<size_t>(frame)], given);
-    for (const auto& rollout : rollouts) {
-      if (rollout) rollout->remember(ctx, given);
-    }
+    records.remember(ctx, [&] { rollout.remember(ctx, given); });
     ctx.synchronize();
   }
 }
 
-// The method makes the frame from the dense run's noise. z: scratch, as a latent.
-void ScenarioRun::probe(Context& ctx, size_t method, Rollout& rollout, const Rollout& dense,
-                        int64_t frame, bool score, View z) {
-  MethodResult& row = rows_[method];
-  const int64_t tokens = model_.config.transformer.frame_tokens();
-  Scorer scorer(rollout, dense.layers(), frame * tokens, frame, options_.score_stride, row);
-  rollout.denoise(ctx, scenario_.seed, z, score ? &scorer : nullptr);
-  const auto at = static_cast<size_t>(frame);
+// A method makes out.frame from the dense run's noise. z: as a latent, which denoise() writes.
+void ScenarioRun::probe(Context& ctx, Rollout& rollout,
+                        const std::function<void(PassObserver*)>& denoise, bool score, View z,
+                        Probe& out) {
+  out.layers.resize(static_cast<size_t>(model_.config.transformer.num_layers));
+  out.prompt_layers.resize(out.layers.size());
+  Scorer scorer(*this, ctx, rollout, out);
+  denoise(score ? &scorer : nullptr);
+  const auto at = static_cast<size_t>(out.frame);
   const auto size = static_cast<size_t>(z.numel());
   const Tensor made_latent({}, DType::kF32, latent_);
   copy(ctx, z, made_latent);
-  row.lockstep_l2.add(
-      relative_l2({made_latent.data<float>(), size}, {dense_.latents[at].data<float>(), size}));
+  out.relative_l2 =
+      relative_l2({made_latent.data<float>(), size}, {dense_.latents[at].data<float>(), size});
   const Tensor pixels(ctx.device(), DType::kF32, {height_, width_, 3});
   const Tensor rgb(ctx.device(), DType::kU8, pixels.shape());
-  const Tensor made_rgb({}, DType::kU8, pixels.shape());
+  out.rgb.resize(frame_bytes());
   model_.autoencoder.decode(ctx, z, pixels);
   to_rgb(ctx, pixels, rgb);
-  copy(ctx, rgb, made_rgb);
-  const Pixels made(made_rgb.data<uint8_t>(), frame_bytes());
-  const double quality = psnr(made, dense_.frames[at]);
-  row.lockstep_psnr.add(quality);
-  row.series.lockstep_psnr[at].add(quality);
-  row.lockstep_ssim.add(ssim(made, dense_.frames[at], width_, height_));
-  if (!options_.free_running) row.density.add(rollout.density());
+  copy(ctx, rgb, View(out.rgb.data(), DType::kU8, Device{}, pixels.shape()));
+  out.density = rollout.density();
+  out.is_made = true;
+  later([this, &out, at] {
+    out.psnr = psnr(out.rgb, dense_.frames[at]);
+    out.ssim = ssim(out.rgb, dense_.frames[at], width_, height_);
+    out.rgb = {};
+  });
+}
+
+std::vector<MethodResult> ScenarioRun::rows() const {
+  std::vector<MethodResult> rows = rows_;
+  for (size_t m = 0; m < rows.size(); ++m) {
+    MethodResult& row = rows[m];
+    for (const Probe& probe : probes_[m]) {
+      if (!probe.is_made) continue;
+      row.lockstep_psnr.add(probe.psnr);
+      row.lockstep_ssim.add(probe.ssim);
+      row.lockstep_l2.add(probe.relative_l2);
+      row.series.lockstep_psnr[static_cast<size_t>(probe.frame)].add(probe.psnr);
+      if (!options_.free_running) row.density.add(probe.density);
+      for (size_t n = 0; n < probe.layers.size(); ++n) {
+        row.layers[n].add(probe.layers[n]);
+        row.prompt_layers[n].add(probe.prompt_layers[n]);
+      }
+    }
+  }
+  return rows;
 }
 
 }  // namespace longtake

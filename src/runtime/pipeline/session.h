@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "device/context.h"
 #include "device/stage_clock.h"
@@ -48,6 +49,9 @@ class Session {
   const ChunkStats& last_chunk() const { return last_chunk_; }
 
   const SessionOptions& options() const { return options_; }
+
+  // As Rollout::take_caches; the session is over.
+  std::vector<std::unique_ptr<KvCache>> take_caches() { return rollout_.take_caches(); }
 
   // History and position as a file; notes are handed back by read_saved_session.
   void save(const std::string& path, const SessionNotes& notes) const;
