@@ -17,6 +17,10 @@ std::string figure(double value, int digits) {
   return std::isfinite(value) ? fmt::format("{:.{}f}", value, digits) : "-";
 }
 
+std::string ms(double value) {
+  return figure(value, value < 10 ? 2 : 1);
+}
+
 std::string percent(double value) {
   return std::isfinite(value) ? fmt::format("{:.1f}", 100 * value) : "-";
 }
@@ -34,37 +38,84 @@ struct Column {
   const char* head;
   const char* unit;
   std::string (*cell)(const MethodResult& row);
+  bool is_cost;             // else quality
+  const char* explanation;  // short; docs/compare.md has the whole
 };
 
 const std::vector<Column>& columns() {
   using Row = const MethodResult&;
   static const std::vector<Column> all = {
-      {"method", "", [](Row r) { return r.name; }},
-      {"lock step", "dB", [](Row r) { return figure(r.lockstep_psnr.value(), 1); }},
-      {"rel. L2", "", [](Row r) { return figure(r.lockstep_l2.value(), 4); }},
-      {"recall", "%", [](Row r) { return percent(over(r.layers).recall); }},
-      {"oracle", "%", [](Row r) { return percent(over(r.layers).oracle); }},
-      {"overlap", "%", [](Row r) { return percent(over(r.layers).overlap); }},
-      {"at least", "%", [](Row r) { return percent(1 - over(r.layers).bound); }},
-      {"density", "%", [](Row r) { return percent(r.density.value()); }},
-      {"prompt recall", "%", [](Row r) { return percent(over(r.prompt_layers).recall); }},
-      {"of", "%", [](Row r) { return percent(over(r.prompt_layers).density); }},
-      {"free 64", "dB", [](Row r) { return figure(r.early_psnr.value(), 1); }},
-      {"free", "dB", [](Row r) { return figure(r.psnr.value(), 1); }},
-      {"SSIM", "", [](Row r) { return figure(r.ssim.value(), 3); }},
-      {"seen land", "dB", [](Row r) { return figure(r.seen_psnr.value(), 1); }},
-      {"return", "dB", [](Row r) { return figure(r.return_psnr.value(), 1); }},
-      {"sharp", "", [](Row r) { return figure(r.sharpness.value(), 2); }},
-      {"ms/chunk", "", [](Row r) { return figure(r.chunk_ms, 1); }},
-      {"denoise", "ms", [](Row r) { return figure(r.denoise_ms, 1); }},
-      {"select", "ms", [](Row r) { return figure(r.select_ms, 1); }},
-      {"commit", "ms", [](Row r) { return figure(r.commit_ms, 1); }},
-      {"at 100", "ms", [](Row r) { return figure(r.early_ms, 1); }},
-      {"speed-up", "", [](Row r) { return str("x", figure(r.speed_up, 2)); }},
-      {"cache", "MiB", [](Row r) { return figure(r.cache_bytes.value() / 0x1p20, 1); }},
-      {"growth", "KiB/frame", [](Row r) { return figure(r.cache_growth.value() / 0x1p10, 1); }},
+      {"method", "", [](Row r) { return r.name; }, false, ""},
+      {"lock step", "dB", [](Row r) { return figure(r.lockstep_psnr.value(), 1); }, false,
+       "the next frame against dense attention's, both with the same past: what the method itself "
+       "costs"},
+      {"rel. L2", "", [](Row r) { return figure(r.lockstep_l2.value(), 4); }, false,
+       "the same of its latent"},
+      {"recall", "%", [](Row r) { return percent(over(r.layers).recall); }, false,
+       "of dense attention's mass, on keys that were read; of merged keys, on those that some "
+       "entry stands for"},
+      {"oracle", "%", [](Row r) { return percent(over(r.layers).oracle); }, false,
+       "what the best choice of as many keys would have, query by query"},
+      {"overlap", "%", [](Row r) { return percent(over(r.layers).overlap); }, false,
+       "of the mass, where dense attention has it too"},
+      {"at least", "%",
+       [](Row r) {
+         const AttentionScore all_layers = over(r.layers);
+         return all_layers.bound < 1 ? percent(1 - all_layers.bound) : std::string("-");
+       },
+       false, "overlap that the cache can promise by itself"},
+      {"prompt recall", "%", [](Row r) { return percent(over(r.prompt_layers).recall); }, false,
+       "mass on the prompt tokens that were kept"},
+      {"of", "%", [](Row r) { return percent(over(r.prompt_layers).density); }, false,
+       "share of the prompt tokens that were kept"},
+      {"free 64", "dB", [](Row r) { return figure(r.early_psnr.value(), 1); }, false,
+       "playing on its own: against the dense run, over the first 64 frames that were made"},
+      {"free", "dB", [](Row r) { return figure(r.psnr.value(), 1); }, false,
+       "the same over all frames, by which rollouts have drifted apart, good ones too"},
+      {"SSIM", "", [](Row r) { return figure(r.ssim.value(), 3); }, false,
+       "structural similarity to the dense run"},
+      {"seen land", "dB", [](Row r) { return figure(r.seen_psnr.value(), 1); }, false,
+       "against the truth, where the camera is over land that it was shown"},
+      {"return", "dB", [](Row r) { return figure(r.return_psnr.value(), 1); }, false,
+       "between own frames of one place, more than 100 frames apart, on land that the model made "
+       "up"},
+      {"sharp", "", [](Row r) { return figure(r.sharpness.value(), 2); }, false,
+       "mean gradient over the truth's"},
+      {"density", "%", [](Row r) { return percent(r.density.value()); }, true,
+       "pairs of a query and a key over those of dense attention"},
+      {"ms/chunk", "", [](Row r) { return ms(r.chunk_ms); }, true,
+       "time of a frame; medians over the last quarter of the frames"},
+      {"denoise", "ms", [](Row r) { return ms(r.denoise_ms); }, true, "of it, the sampling steps"},
+      {"select", "ms", [](Row r) { return ms(r.select_ms); }, true,
+       "of those, choosing what to read (on a GPU what the host spends on it)"},
+      {"clean", "ms", [](Row r) { return ms(r.clean_ms); }, true,
+       "the pass that remembers the frame"},
+      {"commit", "ms", [](Row r) { return ms(r.commit_ms); }, true,
+       "of that, hashing, matching and merging (on a GPU what the host spends on it)"},
+      {"at 100", "ms", [](Row r) { return ms(r.early_ms); }, true,
+       "time of a frame about frame 100: whether time grows"},
+      {"speed-up", "",
+       [](Row r) { return std::isfinite(r.speed_up) ? str("x", figure(r.speed_up, 2)) : "-"; },
+       true, "over dense attention at the same frames"},
+      {"cache", "MiB", [](Row r) { return figure(r.cache_bytes.value() / 0x1p20, 1); }, true,
+       "history held at the end"},
+      {"growth", "KiB/frame", [](Row r) { return figure(r.cache_growth.value() / 0x1p10, 1); },
+       true, "of the history, over the second half of the frames"},
   };
   return all;
+}
+
+// Those that have something to say of any method.
+std::vector<const Column*> shown_columns(const ComparisonResult& result) {
+  std::vector<const Column*> shown;
+  for (const Column& column : columns()) {
+    const auto says = [&](const MethodResult& row) {
+      const std::string cell = column.cell(row);
+      return cell != "-";
+    };
+    if (std::any_of(result.methods.begin(), result.methods.end(), says)) shown.push_back(&column);
+  }
+  return shown;
 }
 
 using nlohmann::ordered_json;
@@ -123,8 +174,16 @@ std::string base64(std::span<const std::byte> bytes) {
 struct Curve {
   std::string name;
   std::vector<std::pair<double, double>> points;
-  size_t colour;  // of the palette in the page's style
+  size_t method;  // says its colour and whether it is dashed
   bool dots = false;
+  bool named = false;  // dots have the name beside them
+};
+
+constexpr size_t kColours = 10;  // of the palette in the page's style; then dashed ones
+
+struct Axis {
+  bool from_zero = false;
+  double most = INFINITY;  // there is nothing above
 };
 
 // A round step for about four ticks over `range`.
@@ -138,9 +197,9 @@ double tick_step(double range) {
 }
 
 std::string plot(const std::string& title, const std::string& x_label, const std::string& y_label,
-                 const std::vector<Curve>& curves, bool from_zero) {
+                 const std::vector<Curve>& curves, const Axis& axis) {
   constexpr double kWidth = 520, kHeight = 280, kLeft = 56, kRight = 12, kTop = 12, kBottom = 42;
-  double x0 = INFINITY, x1 = -INFINITY, y0 = from_zero ? 0 : INFINITY, y1 = -INFINITY;
+  double x0 = INFINITY, x1 = -INFINITY, y0 = axis.from_zero ? 0 : INFINITY, y1 = -INFINITY;
   for (const Curve& curve : curves) {
     for (const auto& [x, y] : curve.points) {
       x0 = std::min(x0, x);
@@ -154,7 +213,7 @@ std::string plot(const std::string& title, const std::string& x_label, const std
   if (y1 == y0) y1 = y0 + 1;
   const double y_step = tick_step(y1 - y0), x_step = tick_step(x1 - x0);
   y0 = std::floor(y0 / y_step) * y_step;
-  y1 = std::ceil(y1 / y_step) * y_step;
+  y1 = std::min(std::ceil(y1 / y_step) * y_step, std::max(y1, axis.most));
   const auto px = [&](double x) {
     return kLeft + (x - x0) / (x1 - x0) * (kWidth - kLeft - kRight);
   };
@@ -187,11 +246,17 @@ std::string plot(const std::string& title, const std::string& x_label, const std
         svg += fmt::format(
             "<circle class=\"c{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\"><title>{}: "
             "{:.3g}, {:.3g}</title></circle>",
-            curve.colour, px(x), py(y), escaped(curve.name), x, y);
+            curve.method % kColours, px(x), py(y), escaped(curve.name), x, y);
+      if (!curve.named) continue;
+      const bool left = px(x) > kWidth * 0.6;
+      svg += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>",
+                         px(x) + (left ? -6 : 6), py(y) + 4, left ? "end" : "start",
+                         escaped(curve.name));
     }
     if (!curve.dots)
-      svg += fmt::format("<path class=\"c{}\" d=\"{}\"><title>{}</title></path>", curve.colour,
-                         path, escaped(curve.name));
+      svg += fmt::format(
+          "<path class=\"c{}\"{} d=\"{}\"><title>{}</title></path>", curve.method % kColours,
+          curve.method < kColours ? "" : " stroke-dasharray=\"5 3\"", path, escaped(curve.name));
   }
   return svg + "</svg></figure>\n";
 }
@@ -212,13 +277,11 @@ std::vector<std::pair<double, double>> smoothed(const std::vector<Mean>& series,
   return points;
 }
 
-constexpr size_t kColours = 10;
-
 constexpr const char* kStyle = R"(<style>
 :root{--bg:#fbfaf7;--fg:#1c1b19;--dim:#6d6a63;--rule:#dcd8cf;
---c0:#1c1b19;--c1:#c2410c;--c2:#0369a1;--c3:#15803d;--c4:#7e22ce;--c5:#b45309;--c6:#0f766e;--c7:#be185d;--c8:#4d7c0f;--c9:#4338ca}
+--c0:#1c1b19;--c1:#c2410c;--c2:#0369a1;--c3:#15803d;--c4:#7e22ce;--c5:#a88400;--c6:#0f766e;--c7:#be185d;--c8:#4d7c0f;--c9:#4338ca}
 @media(prefers-color-scheme:dark){:root{--bg:#161513;--fg:#ece9e2;--dim:#9b978d;--rule:#38352f;
---c0:#ece9e2;--c1:#fb923c;--c2:#38bdf8;--c3:#4ade80;--c4:#c084fc;--c5:#fbbf24;--c6:#2dd4bf;--c7:#f472b6;--c8:#a3e635;--c9:#818cf8}}
+--c0:#ece9e2;--c1:#fb923c;--c2:#38bdf8;--c3:#4ade80;--c4:#c084fc;--c5:#fde047;--c6:#2dd4bf;--c7:#f472b6;--c8:#a3e635;--c9:#818cf8}}
 body{margin:0 auto;max-width:1180px;padding:2rem 1.2rem 4rem;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
 h1{font-size:1.7rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}p,.dim{color:var(--dim);max-width:46rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
@@ -230,9 +293,11 @@ figure{margin:0}figcaption{font-weight:600;font-size:13px;margin-bottom:.2rem}sv
 svg text{font-size:11px;fill:var(--dim)}.grid{stroke:var(--rule)}path{fill:none;stroke-width:1.8}
 .videos{display:grid;grid-template-columns:repeat(auto-fill,minmax(256px,1fr));gap:.9rem}
 video{width:100%;display:block;image-rendering:pixelated;border-radius:3px}
-.key{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:13px;margin:.4rem 0 1rem}.key i{display:inline-block;width:1.1em;height:3px;margin-right:.4em;vertical-align:middle}
+.key{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:13px;margin:.4rem 0 1rem}.key i{display:inline-block;width:1.3em;margin-right:.4em;vertical-align:middle}
 .bar{display:flex;gap:.8rem;align-items:center;margin:.6rem 0}.bar input{flex:1}button{font:inherit;padding:.2rem .9rem}
 code{font-size:12px;overflow-wrap:anywhere}
+details{font-size:13px;color:var(--dim);margin:.5rem 0}summary{cursor:pointer}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .9rem;max-width:46rem}dt{color:var(--fg)}dd{margin:0}
 )";
 
 constexpr const char* kScript = R"(<script>
@@ -242,6 +307,53 @@ seek.oninput=()=>videos.forEach(v=>v.currentTime=seek.value*v.duration);
 videos[0].ontimeupdate=()=>{seek.value=videos[0].currentTime/videos[0].duration};
 videos[0].onended=()=>{play.textContent='play'}}
 </script>)";
+
+// Method by method: its quality or its cost, and what the columns say.
+std::string html_table(const ComparisonResult& result, bool costs) {
+  std::string head, rows, notes;
+  const std::vector<const Column*> shown = shown_columns(result);
+  const auto is_here = [&](const Column* column) {
+    return column == shown.front() || column->is_cost == costs;
+  };
+  for (const Column* column : shown) {
+    if (!is_here(column)) continue;
+    head += fmt::format("<th title=\"{}\">{}<small>{}</small></th>", column->explanation,
+                        column->head, column->unit);
+    if (column != shown.front())
+      notes += fmt::format("<dt>{}</dt><dd>{}</dd>", column->head, column->explanation);
+  }
+  for (const MethodResult& row : result.methods) {
+    rows += "<tr>";
+    for (const Column* column : shown) {
+      if (is_here(column)) rows += str("<td>", escaped(column->cell(row)), "</td>");
+    }
+    rows += "</tr>";
+  }
+  return fmt::format(
+      "<h2>{}</h2><div class=\"scroll\"><table><tr>{}</tr>{}</table></div><details><summary>What "
+      "the columns say</summary><dl>{}</dl></details>\n",
+      costs ? "Cost" : "Quality", head, rows, notes);
+}
+
+// One dot a method, by name; nothing where speed or errors were not measured.
+std::string speed_beside_error(const ComparisonResult& result) {
+  const auto points_of = [&](const Mean MethodResult::*error) {
+    std::vector<Curve> curves;
+    for (size_t m = 1; m < result.methods.size(); ++m) {
+      const MethodResult& row = result.methods[m];
+      const double y = (row.*error).value();
+      if (std::isfinite(row.speed_up) && std::isfinite(y))
+        curves.push_back({row.name, {{row.speed_up, y}}, m, true, true});
+    }
+    return curves;
+  };
+  const std::string plots = plot("Lock step", "times as fast as dense", "dB to dense",
+                                 points_of(&MethodResult::lockstep_psnr), {}) +
+                            plot("Free running, first 64 frames", "times as fast as dense",
+                                 "dB to dense", points_of(&MethodResult::early_psnr), {});
+  if (plots.empty()) return {};
+  return "<h2>Speed beside error</h2><div class=\"grid2\">" + plots + "</div>";
+}
 
 std::string threads_text(const ComparisonResult& result) {
   const std::string threads = str(result.threads, result.threads == 1 ? " thread" : " threads");
@@ -261,16 +373,17 @@ std::string seconds_text(const ComparisonResult& result) {
 
 std::string to_table(const ComparisonResult& result) {
   std::vector<std::vector<std::string>> cells = {{}, {}};
-  for (const Column& column : columns()) {
-    cells[0].emplace_back(column.head);
-    cells[1].emplace_back(column.unit);
+  const std::vector<const Column*> shown = shown_columns(result);
+  for (const Column* column : shown) {
+    cells[0].emplace_back(column->head);
+    cells[1].emplace_back(column->unit);
   }
   for (const MethodResult& row : result.methods) {
     cells.emplace_back();
-    for (const Column& column : columns()) cells.back().push_back(column.cell(row));
+    for (const Column* column : shown) cells.back().push_back(column->cell(row));
   }
   std::string text;
-  std::vector<size_t> widths(columns().size(), 0);
+  std::vector<size_t> widths(shown.size(), 0);
   for (const auto& line : cells) {
     for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
   }
@@ -361,22 +474,16 @@ std::string to_html(const ComparisonResult& result, const std::string& folder) {
   page += fmt::format(
       "<h1>longtake: comparison</h1><p>{} played, {} frames each, the first {} given; model {}, {} "
       "on {}, {}. The first method is dense attention over the whole history; all errors "
-      "are against it unless they name the truth.</p>",
+      "are against it unless they name the truth. The comparison took {}.</p>",
       str(result.num_scenarios, result.num_scenarios == 1 ? " scenario" : " scenarios"),
       result.num_frames, result.num_primed, escaped(result.model), result.dtype, result.device,
-      threads_text(result));
-  page += "<div class=\"scroll\"><table><tr>";
-  for (const Column& column : columns())
-    page += fmt::format("<th>{}<small>{}</small></th>", column.head, column.unit);
-  page += "</tr>";
-  for (const MethodResult& row : result.methods) {
-    page += "<tr>";
-    for (const Column& column : columns()) page += str("<td>", escaped(column.cell(row)), "</td>");
-    page += "</tr>";
-  }
-  page += "</table></div><h2>Over time</h2><div class=\"key\">";
+      threads_text(result), seconds_text(result));
+  page += html_table(result, false) + html_table(result, true);
+  page += speed_beside_error(result);
+  page += "<h2>Over time</h2><div class=\"key\">";
   for (size_t m = 0; m < result.methods.size(); ++m)
-    page += fmt::format("<span><i style=\"background:var(--c{})\"></i>{}</span>", m % kColours,
+    page += fmt::format("<span><i style=\"border-top:3px {} var(--c{})\"></i>{}</span>",
+                        m < kColours ? "solid" : "dotted", m % kColours,
                         escaped(result.methods[m].name));
   page += "</div><style>";
   for (size_t c = 0; c < kColours; ++c)
@@ -387,7 +494,7 @@ std::string to_html(const ComparisonResult& result, const std::string& folder) {
   for (size_t m = 0; m < result.methods.size(); ++m) {
     const MethodResult& row = result.methods[m];
     const auto curve = [&](const std::vector<Mean>& series, double scale, size_t width) {
-      return Curve{row.name, smoothed(series, scale, width), m % kColours};
+      return Curve{row.name, smoothed(series, scale, width), m};
     };
     speed.push_back(curve(row.series.ms, 1, kSmooth));
     for (auto& point : speed.back().points) point.second = 1000 / point.second;
@@ -396,18 +503,19 @@ std::string to_html(const ComparisonResult& result, const std::string& folder) {
     if (m == 0) continue;
     quality.push_back(curve(row.series.psnr, 1, kSmooth));
     lockstep.push_back(curve(row.series.lockstep_psnr, 1, 1));
-    Curve& dots = recall.emplace_back(Curve{row.name, {}, m % kColours, true});
+    Curve& dots = recall.emplace_back(Curve{row.name, {}, m, true});
     for (const AttentionScore& layer : row.layers) {
       if (layer.count > 0)
         dots.points.emplace_back(100 * layer.mean().density, 100 * layer.mean().recall);
     }
   }
-  page += plot("Speed", "frame", "frames/s", speed, true);
-  page += plot("History held", "frame", "MiB", memory, true);
-  page += plot("Free running: PSNR to dense", "frame", "dB", quality, false);
-  page += plot("Lock step: PSNR of the next frame", "frame", "dB", lockstep, false);
-  page += plot("Dense mass kept, one dot a layer", "keys read, %", "recall, %", recall, false);
-  page += plot("Keys merged so far", "frame", "thousands", merged, true);
+  page += plot("Speed", "frame", "frames/s", speed, {.from_zero = true});
+  page += plot("History held", "frame", "MiB", memory, {.from_zero = true});
+  page += plot("Free running: PSNR to dense", "frame", "dB", quality, {});
+  page += plot("Lock step: PSNR of the next frame", "frame", "dB", lockstep, {});
+  page +=
+      plot("Dense mass kept, one dot a layer", "keys read, %", "recall, %", recall, {.most = 100});
+  page += plot("Keys merged so far", "frame", "thousands", merged, {.from_zero = true});
   page += "</div>";
 
   std::string videos;
