@@ -1,6 +1,7 @@
 // Comparisons and calibrations, on the tiny model.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -9,6 +10,7 @@
 #include "base/error.h"
 #include "metrics/attention.h"
 #include "models/world/model.h"
+#include "pipeline/background.h"
 #include "pipeline/calibration.h"
 #include "pipeline/comparison.h"
 #include "pipeline/scenario.h"
@@ -125,6 +127,26 @@ TEST(Comparison, JobsChangeNoFigure) {
   ASSERT_EQ(expected.size(), found.size());
   EXPECT_EQ(std::memcmp(expected.data(), found.data(), expected.size() * sizeof(double)), 0);
   EXPECT_GT(beside.methods[1].chunk_ms, 0);
+}
+
+TEST(Background, DoesAllThatItWasGiven) {
+  for (const int threads : {0, 1, 3}) {
+    SCOPED_TRACE(threads);
+    std::atomic<int> done = 0;
+    Background background(threads);
+    for (int i = 0; i < 300; ++i)
+      background.add([&] {
+        if (++done % 100 == 0) background.add([&] { ++done; });
+      });
+    background.finish();
+    EXPECT_GE(done, 302);
+    background.add([] { throw Error("a job"); });
+    EXPECT_THROW(background.finish(), Error);
+    const int before = done;
+    background.add([&] { ++done; });
+    EXPECT_THROW(background.finish(), Error);
+    EXPECT_EQ(done, before) << "dropped";
+  }
 }
 
 // A failure in one of the workers is the comparison's.

@@ -13,6 +13,7 @@
 #include "metrics/error_bound.h"
 #include "metrics/image.h"
 #include "metrics/median.h"
+#include "metrics/page_math.h"
 #include "pipeline/comparison.h"
 #include "pipeline/scenario.h"
 #include "pipeline/truth.h"
@@ -39,6 +40,41 @@ TEST(Psnr, ClosedCases) {
   const std::vector<uint8_t> mask = {1, 1, 0, 0}, other = {0, 0, 1, 1};
   EXPECT_EQ(psnr(black, half, mask), kMostPsnr);
   EXPECT_NEAR(psnr(black, half, other), psnr(black, grey), 1e-9);
+}
+
+// Against tokens read one by one; what lies in unused slots counts for nothing.
+TEST(PageMath, IsThatOfTheTokens) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int64_t dim : {16, 64, 128}) {
+      for (const int64_t used : {1, 7, 63, 64}) {
+        SCOPED_TRACE(str(name_of(dtype), ", ", dim, " channels, ", used, " keys"));
+        PageStore store({}, dtype, dim);
+        KvPage page = store.take();
+        const Tensor k = random_tensor(dtype, {used, 1, dim}, 1);
+        const Tensor v = random_tensor(dtype, {used, 1, dim}, 2);
+        append_tokens(page, k, v, 0, 0, used);
+        const Tensor biases = random_tensor(DType::kF32, {used}, 3);
+        set_biases(page, biases.data<float>());
+        const Tensor q = random_tensor(DType::kF32, {dim}, 4);
+        std::vector<double> weights(static_cast<size_t>(used), 0.25), dots(weights.size(), -1);
+        weights.back() = 1e-9;
+        std::vector<double> found(static_cast<size_t>(dim), 0.5), expected = found;
+        page_logits(q.data<float>(), page, dtype, dim, 0.125, dots.data());
+        add_page_values(weights.data(), 1e-6, page, dtype, dim, found.data());
+        std::vector<float> key(static_cast<size_t>(dim)), value(key.size());
+        for (int64_t slot = 0; slot < used; ++slot) {
+          read_token(page, dtype, dim, slot, key.data(), value.data());
+          double dot = 0;
+          for (size_t d = 0; d < key.size(); ++d) dot += double{q.data<float>()[d]} * key[d];
+          const auto n = static_cast<size_t>(slot);
+          EXPECT_NEAR(dots[n], dot * 0.125 + biases.data<float>()[slot], 1e-12);
+          if (weights[n] < 1e-6) continue;
+          for (size_t d = 0; d < key.size(); ++d) expected[d] += weights[n] * value[d];
+        }
+        for (size_t d = 0; d < key.size(); ++d) EXPECT_NEAR(found[d], expected[d], 1e-12);
+      }
+    }
+  }
 }
 
 // The definition, window by window.
