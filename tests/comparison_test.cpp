@@ -47,9 +47,11 @@ TEST(Comparison, MethodsEqualToDenseScoreFully) {
     } else {
       EXPECT_GT(row.lockstep_l2.value(), 1e-5) << row.name;
     }
+    const bool may_leave_out = m < 3;
     for (const AttentionScore& sum : row.layers) {
       const AttentionScore score = sum.mean();
-      EXPECT_GT(sum.count, 0);
+      ASSERT_EQ(sum.count > 0, may_leave_out) << row.name;
+      if (!may_leave_out) continue;
       for (const double figure : {score.recall, score.oracle, score.overlap, score.density})
         EXPECT_NEAR(figure, 1, 1e-6) << row.name;
       EXPECT_LT(score.error, 1e-6) << row.name;
@@ -123,6 +125,9 @@ TEST(Comparison, JobsChangeNoFigure) {
   EXPECT_EQ(alone.num_scenarios, 3);
   EXPECT_EQ(beside.num_scenarios, 3);
   EXPECT_EQ(beside.jobs, 4);
+  ASSERT_EQ(beside.methods[2].scenarios.size(), 3U);
+  EXPECT_EQ(beside.methods[2].scenarios[1].psnr, alone.methods[2].scenarios[1].psnr);
+  EXPECT_EQ(beside.scenarios[1], "walking 4");
   const auto expected = figures_of(alone), found = figures_of(beside);
   ASSERT_EQ(expected.size(), found.size());
   EXPECT_EQ(std::memcmp(expected.data(), found.data(), expected.size() * sizeof(double)), 0);

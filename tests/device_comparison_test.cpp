@@ -68,7 +68,8 @@ TEST_F(DeviceComparison, MethodsEqualToDenseScoreFully) {
       EXPECT_EQ(result.methods[m].lockstep_psnr.count(), 5);
       EXPECT_LT(result.methods[m].lockstep_l2.value(), dtype == DType::kF32 ? 1e-3 : 2e-2);
       for (const AttentionScore& sum : result.methods[m].layers) {
-        ASSERT_GT(sum.count, 0);
+        ASSERT_EQ(sum.count > 0, m != 3) << "AnnCA leaves out nothing here";
+        if (sum.count == 0) continue;
         const AttentionScore score = sum.mean();
         for (const double figure : {score.recall, score.oracle, score.overlap, score.density})
           EXPECT_NEAR(figure, 1, 1e-6);
@@ -98,11 +99,13 @@ TEST_F(DeviceComparison, ScoresAreTheCpus) {
     const bool selects = methods[m].method.sparse_self;
     const AttentionScore expected = over(cpu.methods[m].layers),
                          found = over(gpu.methods[m].layers);
+    const bool leaves_out = gpu.methods[m].layers.front().count > 0;
+    ASSERT_EQ(leaves_out, cpu.methods[m].layers.front().count > 0);
     EXPECT_NEAR(found.recall, expected.recall, selects ? 0.1 : 0.01);
     EXPECT_NEAR(found.oracle, expected.oracle, selects ? 0.1 : 0.01);
     EXPECT_NEAR(found.overlap, expected.overlap, selects ? 0.1 : 0.02);
     EXPECT_NEAR(found.density, expected.density, selects ? 0.1 : 0.02);
-    EXPECT_TRUE(selects || std::isnan(found.bound)) << "not known there";
+    EXPECT_TRUE(!leaves_out || selects || std::isnan(found.bound)) << "not known there";
     EXPECT_NEAR(gpu.methods[m].lockstep_psnr.value(), cpu.methods[m].lockstep_psnr.value(), 3);
     if (!methods[m].method.sparse_prompt) continue;
     EXPECT_NEAR(over(gpu.methods[m].prompt_layers).recall,

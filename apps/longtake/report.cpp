@@ -87,11 +87,11 @@ const std::vector<Column>& columns() {
        "time of a frame; medians over the last quarter of the frames"},
       {"denoise", "ms", [](Row r) { return ms(r.denoise_ms); }, true, "of it, the sampling steps"},
       {"select", "ms", [](Row r) { return ms(r.select_ms); }, true,
-       "of those, choosing what to read (on a GPU what the host spends on it)"},
+       "of those, choosing what to read"},
       {"clean", "ms", [](Row r) { return ms(r.clean_ms); }, true,
        "the pass that remembers the frame"},
       {"commit", "ms", [](Row r) { return ms(r.commit_ms); }, true,
-       "of that, hashing, matching and merging (on a GPU what the host spends on it)"},
+       "of that, hashing, matching and merging"},
       {"at 100", "ms", [](Row r) { return ms(r.early_ms); }, true,
        "time of a frame about frame 100: whether time grows"},
       {"speed-up", "",
@@ -127,6 +127,13 @@ ordered_json number(double value) {
 ordered_json series_json(const std::vector<Mean>& series) {
   ordered_json out = ordered_json::array();
   for (const Mean& mean : series) out.push_back(number(mean.value()));
+  return out;
+}
+
+ordered_json scenarios_json(const std::vector<ScenarioFigures>& scenarios,
+                            double ScenarioFigures::*figure) {
+  ordered_json out = ordered_json::array();
+  for (const ScenarioFigures& scenario : scenarios) out.push_back(number(scenario.*figure));
   return out;
 }
 
@@ -406,6 +413,14 @@ std::string to_json(const ComparisonResult& result) {
       }
       return out;
     };
+    ordered_json by_scenario;
+    for (const auto& [key, figure] : {std::pair("lockstep_psnr", &ScenarioFigures::lockstep_psnr),
+                                      std::pair("psnr_first_64", &ScenarioFigures::early_psnr),
+                                      std::pair("psnr", &ScenarioFigures::psnr),
+                                      std::pair("seen_land_psnr", &ScenarioFigures::seen_psnr),
+                                      std::pair("return_psnr", &ScenarioFigures::return_psnr),
+                                      std::pair("sharpness", &ScenarioFigures::sharpness)})
+      by_scenario[key] = scenarios_json(row.scenarios, figure);
     methods.push_back({{"name", row.name},
                        {"options", row.options},
                        {"lockstep",
@@ -439,6 +454,7 @@ std::string to_json(const ComparisonResult& result) {
                        {"cache_growth_bytes", number(row.cache_growth.value())},
                        {"merged_keys", row.merged_keys},
                        {"evicted_keys", row.evicted_keys},
+                       {"by_scenario", by_scenario},
                        {"series",
                         {{"ms", series_json(row.series.ms)},
                          {"cache_bytes", series_json(row.series.cache_bytes)},
@@ -455,6 +471,7 @@ std::string to_json(const ComparisonResult& result) {
                              {"frames", result.num_frames},
                              {"primed_frames", result.num_primed},
                              {"scenarios", result.num_scenarios},
+                             {"scenario_names", result.scenarios},
                              {"peak_rss_bytes", result.peak_rss_bytes},
                              {"seconds",
                               {{"all", result.seconds},

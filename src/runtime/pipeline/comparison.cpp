@@ -111,7 +111,13 @@ class Comparison {
   void collect(ComparisonResult& result) const {
     for (size_t s = 0; s < runs_.size(); ++s) {
       const std::vector<MethodResult> rows = runs_[s].rows();
-      for (size_t m = 0; m < methods_.size(); ++m) add(result.methods[m], rows[m]);
+      for (size_t m = 0; m < methods_.size(); ++m) {
+        const MethodResult& row = rows[m];
+        add(result.methods[m], row);
+        result.methods[m].scenarios.push_back({row.lockstep_psnr.value(), row.early_psnr.value(),
+                                               row.psnr.value(), row.seen_psnr.value(),
+                                               row.return_psnr.value(), row.sharpness.value()});
+      }
       if (left_[s] == 0) ++result.num_scenarios;
       result.judged_s += runs_[s].judged_s();
     }
@@ -272,6 +278,7 @@ ComparisonResult compare(Context& ctx, const world::Model& model,
   for (const Scenario& scenario : scenarios) {
     result.num_frames = std::max(result.num_frames, scenario.num_frames());
     result.num_primed = scenario.num_primed;
+    result.scenarios.push_back(scenario.name);
   }
   for (const NamedMethod& named : methods)
     result.methods.push_back(empty_row(named, model.config.transformer, result.num_frames));
@@ -280,6 +287,11 @@ ComparisonResult compare(Context& ctx, const world::Model& model,
   Comparison comparison(ctx, model, scenarios, methods, options, stopped, progress);
   comparison.run(ctx);
   comparison.collect(result);
+  // Of a GPU's parts only those between marks of the clock are known.
+  for (MethodResult& row : result.methods) {
+    if (ctx.device().kind != DeviceKind::kCpu)
+      row.select_ms = row.commit_ms = std::numeric_limits<double>::quiet_NaN();
+  }
   result.seconds = seconds_since(start);
   result.peak_rss_bytes = peak_rss_bytes();
   return result;

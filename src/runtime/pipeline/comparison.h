@@ -57,8 +57,14 @@ struct FrameSeries {
   std::vector<Mean> lockstep_psnr;  // at the probed frames
 };
 
+// Means of one scenario, NaN where nothing was measured; as in MethodResult.
+struct ScenarioFigures {
+  double lockstep_psnr, early_psnr, psnr, seen_psnr, return_psnr, sharpness;
+};
+
 struct MethodResult {
   std::string name, options;
+  std::vector<ScenarioFigures> scenarios;
   // Lock step, at the probed frames.
   Mean lockstep_psnr, lockstep_ssim, lockstep_l2;  // decoded frame, dB; of the latent
   std::vector<AttentionScore> layers;              // sums over probes; mean() of each
@@ -99,6 +105,7 @@ struct ComparisonOptions {
 
 struct ComparisonResult {
   std::vector<MethodResult> methods;
+  std::vector<std::string> scenarios;  // names
   int64_t num_frames = 0, num_scenarios = 0, num_primed = 0;
   std::string model, dtype, device;
   int threads = 0, jobs = 1;  // threads of each of the plays side by side

@@ -8,7 +8,7 @@
 
 #include "device/context.h"
 #include "kv/cache.h"
-#include "kv/host_copy.h"
+#include "attention/host_copy.h"
 
 namespace longtake {
 

@@ -233,8 +233,8 @@ void ScenarioRun::judge(size_t method, const Recording& own) {
                          static_cast<double>(half));
 }
 
-// Looks into attention at the last sparse step of a probe. What it takes is judged in the
-// background.
+// Looks into attention at the last sparse step of a probe, where the method may leave something
+// out. What it takes is judged in the background.
 class ScenarioRun::Scorer final : public PassObserver {
  public:
   Scorer(ScenarioRun& run, Context& ctx, const Rollout& rollout, Probe& out)
@@ -245,6 +245,8 @@ class ScenarioRun::Scorer final : public PassObserver {
         out_(out) {}
 
   void on_self_attention(int64_t layer, const AttentionRead& read) override {
+    const Method& method = rollout_.method();
+    if (method.memory.memory == "full" && !method.sparse_self) return;
     if (rollout_.step() != rollout_.last_sparse_step()) return;
     const KvCache& own = *rollout_.layers()[static_cast<size_t>(layer)].memory.cache;
     const auto heads = static_cast<size_t>(read.kv.num_heads());

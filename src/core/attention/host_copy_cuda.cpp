@@ -2,12 +2,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention/host_copy.h"
 #include "attention/paged_attention.h"
 #include "base/error.h"
 #include "device/cuda_runtime.h"
 #include "kv/device_layout.h"
 #include "kv/device_weight.h"
-#include "kv/host_copy.h"
 
 namespace longtake::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "kv/host_copy.h"
+#include "attention/host_copy.h"
 
 #include <algorithm>
 #include <mutex>
