@@ -97,6 +97,7 @@ void run(const Case& c, AnnEngine ann, bool profile) {
     cuda::check(cudaMemcpy(k.view().raw(), hk.view().raw(), hk.bytes(), cudaMemcpyDefault), "k");
     cuda::check(cudaMemcpy(v.view().raw(), hv.view().raw(), hv.bytes(), cudaMemcpyDefault), "v");
     cuda::check(cudaMemcpy(clock.view().raw(), &frame, sizeof frame, cudaMemcpyDefault), "clock");
+    cuda::check(cudaDeviceSynchronize(), "copies");
     bool moved = false;
     for (const auto& cache : caches) moved |= cache->prepare_chunk(ctx);
     if (moved) graph.reset();

@@ -23,6 +23,7 @@ class GuardedOut {
                  {static_cast<int64_t>(kGuard) * 2 + shape.numel() * size(dtype)}),
         view_(guarded_.data<uint8_t>() + kGuard, dtype, kGpu, shape) {
     check(cudaMemset(guarded_.data<uint8_t>(), 0xff, guarded_.bytes()), "poison");
+    check(cudaDeviceSynchronize(), "poison");
   }
 
   View view() const { return view_; }

@@ -85,10 +85,8 @@ TEST_F(AttendCudaTest, AGraphFollowsPagesThatGrow) {
             numbers[static_cast<size_t>(at++)] = h * 12 + i;
         }
         begin[4] = at;
-        check(cudaMemcpy(dbegin.data(), begin.data(), 20, cudaMemcpyHostToDevice), "copy");
-        check(
-            cudaMemcpy(dnumbers.data(), numbers.data(), numbers.size() * 4, cudaMemcpyHostToDevice),
-            "copy");
+        copy_to_device(begin.data(), begin.size(), dbegin.data());
+        copy_to_device(numbers.data(), numbers.size(), dnumbers.data());
       };
       ragged.heads = {4, dbegin.data(), dnumbers.data()};
       const KvView view{dtype, 64, {}, &ragged};

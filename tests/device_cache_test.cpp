@@ -173,12 +173,12 @@ class Pair {
   }
 
   void set_clock(int64_t frame) {
-    check(cudaMemcpy(clock_.view().raw(), &frame, sizeof frame, cudaMemcpyHostToDevice), "clock");
+    copy_bytes_now(&frame, clock_.view().raw(), sizeof frame, Direction::kToDevice);
   }
 
   Tensor copied(View x) const {
     Tensor out(gpu_.device(), x.dtype(), x.shape());
-    check(cudaMemcpy(out.view().raw(), x.raw(), x.bytes(), cudaMemcpyHostToDevice), "copy");
+    copy_bytes_now(x.raw(), out.view().raw(), x.bytes(), Direction::kToDevice);
     return out;
   }
 
@@ -319,8 +319,8 @@ TEST_F(DeviceCacheTest, ReplaysEqualEagerRuns) {
     Graph graph;
     for (uint32_t i = 0; i < 9; ++i) {
       const Tensor hk = chunk_of(options, 10 * i), hv = chunk_of(options, 10 * i + 1);
-      check(cudaMemcpy(k.view().raw(), hk.view().raw(), hk.bytes(), cudaMemcpyHostToDevice), "k");
-      check(cudaMemcpy(v.view().raw(), hv.view().raw(), hv.bytes(), cudaMemcpyHostToDevice), "v");
+      copy_bytes_now(hk.view().raw(), k.view().raw(), hk.bytes(), Direction::kToDevice);
+      copy_bytes_now(hv.view().raw(), v.view().raw(), hv.bytes(), Direction::kToDevice);
       pair.set_clock(i);
       EXPECT_FALSE(pair.device_->prepare_chunk(pair.gpu_));
       graph.run(pair.gpu_, [&] {
@@ -562,8 +562,8 @@ TEST_F(DeviceCacheTest, ReplayedMergesEqualEagerOnes) {
   Graph graph;
   for (int64_t i = 0; i < 24; ++i) {
     const Tensor hk = things.keys(i, 1), hv = things.values(i, 1);
-    check(cudaMemcpy(k.view().raw(), hk.view().raw(), hk.bytes(), cudaMemcpyHostToDevice), "k");
-    check(cudaMemcpy(v.view().raw(), hv.view().raw(), hv.bytes(), cudaMemcpyHostToDevice), "v");
+    copy_bytes_now(hk.view().raw(), k.view().raw(), hk.bytes(), Direction::kToDevice);
+    copy_bytes_now(hv.view().raw(), v.view().raw(), hv.bytes(), Direction::kToDevice);
     const auto steps = [&](Pair& pair) {
       pair.device_->set_current(pair.gpu_, k, v);
       static_cast<void>(pair.device_->view());
@@ -621,16 +621,14 @@ TEST_F(DeviceCacheTest, CommitsTogetherEqualCommitsApart) {
     }
     Graph graph;
     for (int64_t i = 0; i < 20; ++i) {
-      check(cudaMemcpy(clock.view().raw(), &i, sizeof i, cudaMemcpyHostToDevice), "clock");
+      copy_bytes_now(&i, clock.view().raw(), sizeof i, Direction::kToDevice);
       bool moved = false;
       for (size_t n = 0; n < kLayers; ++n) {
         // Layers see other parts of the same.
         const auto frame = i + 5 * static_cast<int64_t>(n);
         const Tensor hk = things.keys(frame, 1), hv = things.values(frame, 1);
-        check(cudaMemcpy(k[n].view().raw(), hk.view().raw(), hk.bytes(), cudaMemcpyHostToDevice),
-              "k");
-        check(cudaMemcpy(v[n].view().raw(), hv.view().raw(), hv.bytes(), cudaMemcpyHostToDevice),
-              "v");
+        copy_bytes_now(hk.view().raw(), k[n].view().raw(), hk.bytes(), Direction::kToDevice);
+        copy_bytes_now(hv.view().raw(), v[n].view().raw(), hv.bytes(), Direction::kToDevice);
         apart[n]->prepare_chunk(gpu);
         moved |= layers[n]->prepare_chunk(gpu);
       }

@@ -73,14 +73,14 @@ TEST_P(SelectCudaTest, AttentionReadsTheListedPages) {
       const PageLists& lists = *chosen.device;
       const auto rows = static_cast<size_t>(lists.num_rows());
       const auto offsets = from_device(lists.offsets, rows + 1);
-      const auto listed = from_device(lists.pages, rows * static_cast<size_t>(lists.stride));
       std::vector<std::vector<char>> is_listed(rows, std::vector<char>(count));
       double read = 0;
       const int64_t tiles = lists.num_rows() / kHeads;
       for (size_t row = 0; row < rows; ++row) {
         const auto head = static_cast<int64_t>(row) / tiles;
-        for (int i = 0; i < offsets[row + 1] - offsets[row]; ++i) {
-          const int page = listed[row * static_cast<size_t>(lists.stride) + static_cast<size_t>(i)];
+        const auto listed = from_device(lists.pages + static_cast<int64_t>(row) * lists.stride,
+                                        static_cast<size_t>(offsets[row + 1] - offsets[row]));
+        for (const int page : listed) {
           ASSERT_EQ(page / known.max_pages_per_head, head);
           is_listed[row][static_cast<size_t>(page)] = 1;
           const int64_t begin = page % known.max_pages_per_head * kPageKeys;

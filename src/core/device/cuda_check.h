@@ -75,11 +75,18 @@ class PageLockedArray {
   T* data_ = nullptr;
 };
 
+// Copies `count` elements and is done with it: cudaMemcpy returns while what it has read is still
+// on its way to the GPU, and our streams do not wait for the stream of that copy.
+template <typename T>
+void copy_to_device(const T* from, size_t count, T* to) {
+  check(cudaMemcpy(to, from, count * sizeof(T), cudaMemcpyHostToDevice), "copy to the GPU");
+  check(cudaDeviceSynchronize(), "copy to the GPU");
+}
+
 template <typename T>
 DeviceArray<T> on_device(const std::vector<T>& host) {
   DeviceArray<T> array(host.size());
-  check(cudaMemcpy(array.data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice),
-        "copy to the GPU");
+  copy_to_device(host.data(), host.size(), array.data());
   return array;
 }
 

@@ -307,7 +307,7 @@ Counters DeviceCache::read_counters() const {
 }
 
 void DeviceCache::write_counters(const Counters& counters) {
-  check(cudaMemcpy(counters_.data(), &counters, sizeof counters, cudaMemcpyHostToDevice), "cache");
+  copy_to_device(&counters, 1, counters_.data());
 }
 
 std::shared_ptr<CommitBatch> make_device_commit_batch(Context& ctx) {

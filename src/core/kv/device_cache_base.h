@@ -118,6 +118,14 @@ class DeviceCache : public KvCache {
     return static_cast<int>((tokens + kPageKeys - 1) / kPageKeys);
   }
 
+  // Room for `wanted`, by doublings of what there is: how attention shares out its work depends on
+  // rooms, and a session that is loaded is to play the bits of the one that was saved.
+  static int doubled(int room, int64_t wanted) {
+    int64_t more = std::max(room, 1);
+    while (more < wanted) more *= 2;
+    return static_cast<int>(more);
+  }
+
   const CacheOptions options_;
   const FrameRing frames_;
   Room room_;

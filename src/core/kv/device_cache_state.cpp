@@ -181,14 +181,12 @@ void DeviceCache::load(std::istream& in) {
             to.weight(unused) = 0;
           }
           const auto number = static_cast<size_t>(run.pages[static_cast<size_t>(i / kPageKeys)]);
-          check(cudaMemcpy(layout().store + number * to.size(), to.data(), to.size(),
-                           cudaMemcpyHostToDevice),
-                "cache");
+          copy_to_device(reinterpret_cast<const unsigned char*>(to.data()), to.size(),
+                         layout().store + number * to.size());
         }
       }
       if (page != list.size()) refuse();
     }
-    check(cudaDeviceSynchronize(), "cache");
     summarise_all();
     finish(0);
     check(cudaStreamSynchronize(stream()), "cache");

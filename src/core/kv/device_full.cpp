@@ -23,7 +23,7 @@ class DeviceFullCache final : public DeviceCache {
   bool prepare_frames(Context&, int64_t num_frames) override {
     prepared_ += num_frames * options_.tokens_per_frame;
     if (prepared_ <= int64_t{room_.history} * kPageKeys) return false;
-    allocate({room_.work, std::max(2 * room_.history, pages_for(prepared_)), 0});
+    allocate({room_.work, doubled(room_.history, pages_for(prepared_)), 0});
     return true;
   }
 
@@ -64,7 +64,8 @@ class DeviceFullCache final : public DeviceCache {
     const auto same = [&](int64_t count) { return count == keys.front(); };
     if (!state.empty() || !std::all_of(keys.begin(), keys.end(), same)) return false;
     prepared_ = keys.front();
-    if (pages_for(prepared_) > room_.history) allocate({room_.work, pages_for(prepared_), 0});
+    if (pages_for(prepared_) > room_.history)
+      allocate({room_.work, doubled(room_.history, pages_for(prepared_)), 0});
     write_counters({.held = prepared_});
     return true;
   }

@@ -113,21 +113,21 @@ __device__ void take_reads(const Groups& g, int head) {
   }
 }
 
-// Lower triangle L of the mean moment, a = L L^T, in place in shared memory; by all threads.
+// Lower triangle L of the mean moment, a = L L^T, in place in shared memory; by all threads, of
+// which each has a row.
 template <int D>
 __device__ void cholesky(double* a) {
+  static_assert(D <= kThreads);
+  __shared__ double pivot;
   for (int j = 0; j < D; ++j) {
     // Column j: what the columns before it leave.
-    for (int i = j + threadIdx.x; i < D; i += blockDim.x) {
-      double rest = a[i * D + j];
+    const int i = j + static_cast<int>(threadIdx.x);
+    double rest = i < D ? a[i * D + j] : 0.0;
+    if (i < D)
       for (int k = 0; k < j; ++k) rest -= a[i * D + k] * a[j * D + k];
-      if (i > j) a[i * D + j] = rest;
-      if (i == j) a[j * D + j] = sqrt(fmax(rest, 0.0));
-    }
+    if (i == j) pivot = sqrt(fmax(rest, 0.0));
     __syncthreads();
-    const double pivot = a[j * D + j];
-    for (int i = j + 1 + threadIdx.x; i < D; i += blockDim.x)
-      a[i * D + j] = pivot > 0 ? a[i * D + j] / pivot : 0.0;
+    if (i < D) a[i * D + j] = i == j ? pivot : pivot > 0 ? rest / pivot : 0.0;
     __syncthreads();
   }
 }

@@ -102,10 +102,10 @@ __device__ void show_page(const Groups& g, int head, int begin, bool by_ages, co
     page.key_chunk(slot, chunk) = pack<T>(x);
   }
   __syncthreads();
-  // Unused slots repeat the first key.
+  // Unused slots repeat the last key, as those of other pages do.
   for (int i = threadIdx.x; i < (kPageKeys - count) * kChunks; i += kThreads) {
     const int slot = count + i / kChunks, chunk = i % kChunks;
-    page.key_chunk(slot, chunk) = page.key_chunk(0, chunk);
+    page.key_chunk(slot, chunk) = page.key_chunk(count - 1, chunk);
     page.value_chunk(slot, chunk) = uint4{};
   }
   for (int slot = threadIdx.x; slot < kPageKeys; slot += kThreads) {

@@ -86,12 +86,9 @@ class DeviceTempCache final : public DeviceCache {
     check(cudaStreamSynchronize(stream()), "cache");  // the host may be ahead of what it was told
     const int64_t commits = prepared_ - told().commits;
     if (fits(commits)) return false;
-    const auto grown = [](int64_t want, int now) {
-      return want <= now ? now : static_cast<int>(std::max(want, int64_t{2} * now));
-    };
-    const int pool = grown(wanted(commits), room_.pool);
+    const int pool = doubled(room_.pool, wanted(commits));
     if (pool > room_.pool) allocate({room_.work, room_.history, pool});
-    make_rows(pool, grown(wanted_by_one(commits), most_pages_));
+    make_rows(pool, doubled(most_pages_, wanted_by_one(commits)));
     return true;
   }
 
@@ -296,7 +293,6 @@ class DeviceTempCache final : public DeviceCache {
     }
     put(get<int32_t>(in, 1), 0, longest_query_);
     if (!in) return false;
-    check(cudaDeviceSynchronize(), "cache");
     remap_groups(batch_->on_device(groups()), stream());
     return true;
   }
@@ -323,9 +319,7 @@ class DeviceTempCache final : public DeviceCache {
 
   template <typename T>
   static void put(const std::vector<T>& values, int64_t at, const DeviceArray<T>& array) {
-    check(cudaMemcpy(array.data() + at, values.data(), values.size() * sizeof(T),
-                     cudaMemcpyHostToDevice),
-          "cache");
+    copy_to_device(values.data(), values.size(), array.data() + at);
   }
 
   // What the latest commit did to the members of groups, once it has been waited for.
@@ -395,9 +389,8 @@ class DeviceTempCache final : public DeviceCache {
     const auto page = static_cast<size_t>(kPageKeys * width);
     for (size_t i = 0; i < pages.size(); ++i) {
       const size_t count = std::min(page, rows.size() - i * page);
-      check(cudaMemcpy(array.data() + static_cast<size_t>(pages[i]) * page, rows.data() + i * page,
-                       count * sizeof(T), cudaMemcpyHostToDevice),
-            "cache");
+      copy_to_device(rows.data() + i * page, count,
+                     array.data() + static_cast<size_t>(pages[i]) * page);
     }
   }
 
@@ -414,14 +407,14 @@ class DeviceTempCache final : public DeviceCache {
     if (!takes_pages()) return true;
     int64_t wanted = 0, most = most_pages_;
     for (const int32_t size : sizes) {
-      const int64_t own = pages_for(size) + chunk_pages_ + 1;
+      const int64_t own = pages_for(size) + 2 * (chunk_pages_ + 1);  // as the next chunk will want
       wanted += own;
       most = std::max(most, own);
     }
     if (wanted > room_.pool || most > most_pages_) {
       if (shares()) return false;
-      if (wanted > room_.pool) allocate({room_.work, room_.history, static_cast<int>(wanted)});
-      make_rows(room_.pool, static_cast<int>(most));
+      if (wanted > room_.pool) allocate({room_.work, room_.history, doubled(room_.pool, wanted)});
+      make_rows(room_.pool, doubled(most_pages_, most));
     }
     share_pages(batch_->on_device(groups()), stream());
     check(cudaStreamSynchronize(stream()), "cache");
@@ -541,8 +534,8 @@ class DeviceTempCache final : public DeviceCache {
     new_keys_ = DeviceArray<float>(keys * dim);
     new_mapped_ = DeviceArray<float>(keys * dim);
     new_codes_ = DeviceArray<int8_t>(keys * code);
-    new_scales_ = DeviceArray<float>(keys);
-    new_squares_ = DeviceArray<float>(keys);
+    new_scales_ = zeros<float>(keys);  // stay so where codes are signs
+    new_squares_ = zeros<float>(keys);
     asked_rows_ =
         DeviceArray<std::byte>(kMostSampledQueries * heads * dim * size_of(options_.dtype));
     candidates_ = DeviceArray<int32_t>(keys * kCandidates);
@@ -615,16 +608,12 @@ class DeviceTempCache final : public DeviceCache {
     for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = end - 1 - static_cast<int32_t>(i);
     if (!takes_pages()) {
       std::reverse(numbers.begin(), numbers.end());
-      check(cudaMemcpy(pages_.data(), numbers.data(), numbers.size() * sizeof(int32_t),
-                       cudaMemcpyHostToDevice),
-            "pages");
+      copy_to_device(numbers.data(), numbers.size(), pages_.data());
       return;
     }
-    check(cudaMemcpy(free_pages_.data() + count, numbers.data(), numbers.size() * sizeof(int32_t),
-                     cudaMemcpyHostToDevice),
-          "pages");
+    copy_to_device(numbers.data(), numbers.size(), free_pages_.data() + count);
     count += end - begin;
-    check(cudaMemcpy(num_free_.data(), &count, sizeof count, cudaMemcpyHostToDevice), "pages");
+    copy_to_device(&count, 1, num_free_.data());
   }
 
   Groups groups() const {
