@@ -116,9 +116,10 @@ TEST_P(Types, LinearFromBytes) {
 TEST_P(Types, Conv) {
   if (!has_products()) GTEST_SKIP() << "no bf16 products here";
   // height, width, in, out, kernel, stride
-  const int64_t shapes[][6] = {{1, 1, 3, 5, 3, 1},    {7, 5, 12, 16, 3, 1},
-                               {8, 10, 16, 24, 3, 2}, {16, 32, 64, 12, 3, 1},
-                               {9, 9, 8, 8, 1, 1},    {16, 32, 192, 16, 3, 1}};
+  const int64_t shapes[][6] = {{1, 1, 3, 5, 3, 1},      {7, 5, 12, 16, 3, 1},
+                               {8, 10, 16, 24, 3, 2},   {16, 32, 64, 12, 3, 1},
+                               {9, 9, 8, 8, 1, 1},      {16, 32, 192, 16, 3, 1},
+                               {121, 135, 32, 3, 3, 1}, {120, 129, 96, 65, 3, 1}};
   for (const auto& [height, width, in_c, out_c, kernel, stride] : shapes) {
     SCOPED_TRACE(str(height, " x ", width, " x ", in_c, " -> ", out_c, ", stride ", stride));
     const auto padding = kernel / 2;
@@ -133,6 +134,34 @@ TEST_P(Types, Conv) {
                  reference::conv2d(values(x), values(w), values(b), height, width, in_c, out_c,
                                    kernel, stride, padding),
                  product_bound(in(), out(), in_c * kernel * kernel));
+  }
+}
+
+// Images side by side are one; few pixels and many, which a GPU reads by another kernel.
+TEST_P(Types, ConvOfParts) {
+  if (!has_products()) GTEST_SKIP() << "no bf16 products here";
+  const std::vector<int64_t> widths[] = {{5, 12}, {32, 64}, {32, 32, 32}, {32, 16}};
+  for (const auto& [height, width, out_c] :
+       {std::tuple<int64_t, int64_t, int64_t>{3, 7, 8}, {130, 117, 12}, {33, 240, 100}}) {
+    for (const std::vector<int64_t>& channels : widths) {
+      int64_t in_c = 0;
+      for (const int64_t part : channels) in_c += part;
+      SCOPED_TRACE(str(height, " x ", width, " x ", in_c, " -> ", out_c));
+      const Tensor w = random_tensor(in(), {out_c, in_c, 3, 3}, 1);
+      const ConvWeight weight(ctx(), w, {}, {}, 1, 1, in());
+      std::vector<Tensor> parts;
+      std::vector<View> views;
+      for (const int64_t part : channels)
+        parts.push_back(random(in(), {height, width, part}, static_cast<uint32_t>(parts.size())));
+      for (const Tensor& part : parts) views.push_back(part);
+      const Tensor whole(device(), in(), {height, width, in_c});
+      concat_channels(ctx(), views, whole);
+      const Guarded y(device(), out(), {height, width, out_c});
+      conv2d(ctx(), views, weight, y);
+      expect_close(
+          y, reference::conv2d(values(whole), values(w), {}, height, width, in_c, out_c, 3, 1, 1),
+          product_bound(in(), out(), in_c * 9));
+    }
   }
 }
 

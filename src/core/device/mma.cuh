@@ -18,6 +18,13 @@ __device__ inline void copy_16(void* shared, const void* global) {
                : "memory");
 }
 
+// Nothing is read where `is_there` is false.
+__device__ inline void copy_16_or_zeros(void* shared, const void* global, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(is_there ? 16 : 0)
+               : "memory");
+}
+
 __device__ inline void copies_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

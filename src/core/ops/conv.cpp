@@ -2,6 +2,7 @@
 
 #include "device/dispatch.h"
 #include "ops/expect.h"
+#include "ops/image.h"
 
 namespace longtake {
 namespace {
@@ -33,13 +34,25 @@ ConvWeight::ConvWeight(Context& ctx, View weight, View scale, View bias, int str
 }
 
 void conv2d(Context& ctx, View x, const ConvWeight& weight, View out) {
-  expect_rank("conv2d x", x, 3);
-  expect_dtype("conv2d x", x, weight.compute_dtype());
-  expect_shape("conv2d x", x, {x.dim(0), x.dim(1), weight.in_channels()});
+  conv2d(ctx, std::span(&x, 1), weight, out);
+}
+
+void conv2d(Context& ctx, std::span<const View> parts, const ConvWeight& weight, View out) {
+  LONGTAKE_CHECK(!parts.empty() && parts.size() <= kMaxImageParts, parts.size(), " parts");
+  int64_t channels = 0;
+  for (const View& part : parts) {
+    expect_rank("conv2d x", part, 3);
+    expect_dtype("conv2d x", part, weight.compute_dtype());
+    expect_shape("conv2d x", part, {parts[0].dim(0), parts[0].dim(1), part.dim(2)});
+    channels += part.dim(2);
+  }
+  LONGTAKE_CHECK(channels == weight.in_channels(), "conv2d x: ", channels, " channels, not ",
+                 weight.in_channels());
   expect_shape("conv2d out", out,
-               {weight.out_height(x.dim(0)), weight.out_width(x.dim(1)), weight.out_channels()});
+               {weight.out_height(parts[0].dim(0)), weight.out_width(parts[0].dim(1)),
+                weight.out_channels()});
   expect_float("conv2d out", out);
-  LONGTAKE_DISPATCH(ctx, conv2d, x, weight, out);
+  LONGTAKE_DISPATCH(ctx, conv2d, parts, weight, out);
 }
 
 }  // namespace longtake

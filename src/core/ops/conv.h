@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "device/context.h"
 #include "tensor/tensor.h"
@@ -65,14 +66,17 @@ class ConvWeight {
 // x [H, W, in] in the weight's compute dtype, out [H', W', out] f32 | bf16. Sums in f32.
 void conv2d(Context& ctx, View x, const ConvWeight& weight, View out);
 
+// The same of 1 to kMaxImageParts images [H, W, C_i], whose channels stand side by side in x.
+void conv2d(Context& ctx, std::span<const View> parts, const ConvWeight& weight, View out);
+
 namespace cpu {
-extern decltype(longtake::conv2d) conv2d;
+void conv2d(Context& ctx, std::span<const View> parts, const ConvWeight& weight, View out);
 std::unique_ptr<ConvWeight::Impl> pack_conv(Context& ctx, View weight, View scale, View bias,
                                             const ConvWeight::Form& form);
 }  // namespace cpu
 
 namespace cuda {
-extern decltype(longtake::conv2d) conv2d;
+void conv2d(Context& ctx, std::span<const View> parts, const ConvWeight& weight, View out);
 extern decltype(cpu::pack_conv) pack_conv;
 }  // namespace cuda
 

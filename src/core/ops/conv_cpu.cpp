@@ -5,6 +5,7 @@
 
 #include "ops/conv.h"
 #include "ops/elementwise.h"
+#include "ops/image.h"
 #include "ops/linear.h"
 #include "ops/onednn.h"
 
@@ -67,12 +68,13 @@ std::unique_ptr<ConvWeight::Impl> pack_conv(Context& /*ctx*/, View weight, View 
   return std::make_unique<Weight>(weight, scale, bias, form);
 }
 
-void conv2d(Context& ctx, View x, const ConvWeight& weight, View out) {
+void conv2d(Context& ctx, std::span<const View> parts, const ConvWeight& weight, View out) {
+  const Workspace::Scope scope(ctx.workspace());
+  const View x = side_by_side(ctx, parts);
   if (weight.compute_dtype() == DType::kF32 && out.dtype() == DType::kBF16) {
     // oneDNN has no f32 convolution with a bf16 result.
-    const Workspace::Scope scope(ctx.workspace());
     const View wide = ctx.workspace().take(DType::kF32, out.shape());
-    cpu::conv2d(ctx, x, weight, wide);
+    cpu::conv2d(ctx, std::span(&x, 1), weight, wide);
     return cpu::convert(ctx, wide, out);
   }
   auto& impl = static_cast<Weight&>(weight.impl());

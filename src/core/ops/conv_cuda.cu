@@ -1,12 +1,15 @@
-// conv2d on the GPU: the pixels under the kernel become rows of a matrix, a part of the image at a
-// time, small enough to stay in the cache between writing and reading, and a product does the rest.
+// conv2d on the GPU, where direct_conv does not do it: the pixels under the kernel become rows of a
+// matrix, a part of the image at a time, small enough to stay in the cache between writing and
+// reading, and a product does the rest.
 #include <algorithm>
 
 #include "device/cuda_runtime.h"
 #include "device/dispatch.h"
 #include "device/vector.cuh"
 #include "ops/conv.h"
+#include "ops/direct_conv_cuda.h"
 #include "ops/elementwise.h"
+#include "ops/image.h"
 #include "ops/linear_cuda.h"
 #include "ops/widen.h"
 
@@ -117,9 +120,12 @@ std::unique_ptr<ConvWeight::Impl> pack_conv(Context& ctx, View weight, View scal
   return std::make_unique<Weight>(ctx, weight, scale, bias, form);
 }
 
-void conv2d(Context& ctx, View x, const ConvWeight& weight, View out) {
+void conv2d(Context& ctx, std::span<const View> parts, const ConvWeight& weight, View out) {
   if (out.empty()) return;
   const auto& impl = static_cast<const Weight&>(weight.impl());
+  if (is_direct_conv(parts, impl.form)) return direct_conv(ctx, parts, impl.packed, out);
+  const Workspace::Scope scope(ctx.workspace());
+  const View x = side_by_side(ctx, parts);
   const int64_t pixels = out.dim(0) * out.dim(1);
   const View results = out.reshape({pixels, out.dim(2)});
   if (is_product(impl.form))
@@ -127,9 +133,8 @@ void conv2d(Context& ctx, View x, const ConvWeight& weight, View out) {
   const int64_t row = row_values(impl.form);
   const int64_t most =
       std::max<int64_t>(1, kMatrixBytes / (row * static_cast<int64_t>(size_of(impl.form.compute))));
-  const int64_t parts = (pixels + most - 1) / most;
-  const int64_t part = (pixels + parts - 1) / parts;
-  const Workspace::Scope scope(ctx.workspace());
+  const int64_t rounds = (pixels + most - 1) / most;
+  const int64_t part = (pixels + rounds - 1) / rounds;
   const View matrix = ctx.workspace().take(impl.form.compute, {part, row});
   for (int64_t begin = 0; begin < pixels; begin += part) {
     const int64_t end = std::min(begin + part, pixels);

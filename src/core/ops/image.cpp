@@ -51,6 +51,17 @@ void concat_channels(Context& ctx, std::span<const View> parts, View out) {
   LONGTAKE_DISPATCH(ctx, concat_channels, parts, out);
 }
 
+View side_by_side(Context& ctx, std::span<const View> parts) {
+  LONGTAKE_CHECK(!parts.empty(), "no parts");
+  if (parts.size() == 1) return parts[0];
+  int64_t channels = 0;
+  for (const View& part : parts) channels += part.dim(2);
+  const View out =
+      ctx.workspace().take(parts[0].dtype(), {parts[0].dim(0), parts[0].dim(1), channels});
+  concat_channels(ctx, parts, out);
+  return out;
+}
+
 void slice_channels(Context& ctx, View x, int64_t begin, View out) {
   expect_rank("slice_channels x", x, 3);
   expect_float("slice_channels x", x);

@@ -17,6 +17,9 @@ inline constexpr size_t kMaxImageParts = 4;
 // f32 | bf16; at most kMaxImageParts.
 void concat_channels(Context& ctx, std::span<const View> parts, View out);
 
+// The same in the caller's workspace; a single part is its own.
+View side_by_side(Context& ctx, std::span<const View> parts);
+
 // Channels [begin, begin + C) of x [H, W, more] -> out [H, W, C]; same dtype, f32 | bf16.
 void slice_channels(Context& ctx, View x, int64_t begin, View out);
 

@@ -1,6 +1,8 @@
 // Steps of a convolutional decoder, each into fresh workspace memory of the caller's scope.
 #pragma once
 
+#include <span>
+
 #include "device/context.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
@@ -8,12 +10,19 @@
 
 namespace longtake {
 
-// x [H, W, in] in the weight's compute dtype; out [H', W', out] in `dtype`, f32 | bf16.
-inline View convolve(Context& ctx, View x, const ConvWeight& weight, DType dtype) {
-  const View out = ctx.workspace().take(
-      dtype, {weight.out_height(x.dim(0)), weight.out_width(x.dim(1)), weight.out_channels()});
-  conv2d(ctx, x, weight, out);
+// parts [H, W, C_i] in the weight's compute dtype, side by side; out [H', W', out] in `dtype`, f32
+// | bf16.
+inline View convolve(Context& ctx, std::span<const View> parts, const ConvWeight& weight,
+                     DType dtype) {
+  const View out =
+      ctx.workspace().take(dtype, {weight.out_height(parts[0].dim(0)),
+                                   weight.out_width(parts[0].dim(1)), weight.out_channels()});
+  conv2d(ctx, parts, weight, out);
   return out;
+}
+
+inline View convolve(Context& ctx, View x, const ConvWeight& weight, DType dtype) {
+  return convolve(ctx, std::span(&x, 1), weight, dtype);
 }
 
 // x in the dtype that the next convolution reads; x itself if it has it.

@@ -80,11 +80,9 @@ void TaehvBlock::run(Context& ctx, Tensor& memory, View x) const {
   const Workspace::Scope scope(ctx.workspace());
   const DType compute = conv0->compute_dtype();
   if (memory.empty()) memory = Tensor::zeros(ctx.device(), compute, x.shape());
-  const View both = ctx.workspace().take(compute, {x.dim(0), x.dim(1), 2 * x.dim(2)});
   const View parts[] = {x, memory};
-  concat_channels(ctx, parts, both);
+  View h = convolve(ctx, parts, *conv0, compute);
   convert(ctx, x, memory);
-  View h = convolve(ctx, both, *conv0, compute);
   relu(ctx, h, h);
   h = convolve(ctx, h, *conv2, compute);
   relu(ctx, h, h);
@@ -165,9 +163,8 @@ void TaehvEncoder::run_stage(Context& ctx, int index, View x, State& state,
     if (waiting.empty()) waiting = Tensor(ctx.device(), compute_, x.shape());
     state.waits[at] = !state.waits[at];
     if (state.waits[at]) return convert(ctx, x, waiting);
-    all = ctx.workspace().take(compute_, {x.dim(0), x.dim(1), 2 * x.dim(2)});
     const View parts[] = {waiting, x};
-    concat_channels(ctx, parts, all);
+    all = side_by_side(ctx, parts);
   }
   const View pooled = convolve(ctx, all, *stage.pool, compute_);
   const View small = convolve(ctx, pooled, *stage.conv, compute_);

@@ -39,15 +39,11 @@ void CausalConv::list(WeightTable& table, const std::string& name, int64_t out, 
 }
 
 View CausalConv::forward(Context& ctx, View x, FrameHistory& history, DType dtype) const {
-  const View out = ctx.workspace().take(dtype, {x.dim(0), x.dim(1), weight->out_channels()});
-  const Workspace::Scope scope(ctx.workspace());
   for (Tensor& frame : history) {
     if (frame.empty()) frame = Tensor::zeros(ctx.device(), x.dtype(), x.shape());
   }
-  const View all = ctx.workspace().take(x.dtype(), {x.dim(0), x.dim(1), kTaps * x.dim(2)});
   const View parts[] = {history[0], history[1], x};
-  concat_channels(ctx, parts, all);
-  conv2d(ctx, all, *weight, out);
+  const View out = convolve(ctx, parts, *weight, dtype);
   // Every frame keeps its place, so that a recorded step can be replayed.
   copy(ctx, history[1], history[0]);
   copy(ctx, x, history[1]);

@@ -53,9 +53,8 @@ void VaeDownsample::forward(Context& ctx, View x, State& state, const FrameSink&
     return next(small);
   }
   if (state.num_waiting < 2) return keep();
-  const View all = ctx.workspace().take(compute, {small.dim(0), small.dim(1), 3 * small.dim(2)});
   const View parts[] = {state.waiting[0], state.waiting[1], converted(ctx, small, compute)};
-  concat_channels(ctx, parts, all);
+  const View all = side_by_side(ctx, parts);
   state.num_waiting = 0;
   keep();
   next(convolve(ctx, all, *time_conv, DType::kF32));
