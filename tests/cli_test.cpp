@@ -179,6 +179,8 @@ TEST_F(Cli, CompareWritesATableAndReports) {
                              "6",
                              "--probe-every",
                              "2",
+                             "--score-every",
+                             "1",
                              "--methods",
                              "window:2,all-lsh:exact-frames=1",
                              "--out",
@@ -202,6 +204,9 @@ TEST_F(Cli, CompareWritesATableAndReports) {
   EXPECT_EQ(report["methods"][1]["series"]["ms"].size(), 6U);
   EXPECT_TRUE(report["methods"][0]["series"]["ms"][5].is_null()) << "dense stopped";
   EXPECT_TRUE(report["methods"][1]["series"]["ms"][5].is_number());
+  EXPECT_TRUE(report["methods"][1]["lockstep"]["attention"]["recall"].is_number());
+  EXPECT_EQ(report["methods"][1]["by_scenario"]["psnr"].size(), 2U);
+  EXPECT_EQ(report["scenario_names"][0], "line 2");
   EXPECT_EQ(report["threads"], 1);
   EXPECT_EQ(report["jobs"], 2);
   EXPECT_NE(result.out.find("2 plays side by side"), std::string::npos) << result.out;

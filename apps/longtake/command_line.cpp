@@ -155,6 +155,9 @@ void add_compare(CLI::App& app, CompareFlags& flags) {
   app.add_option("--probe-every", flags.probe_every,
                  "frames between lock-step probes (default: 16)")
       ->check(integer_in(1, kMostFrames));
+  app.add_option("--score-every", flags.score_every,
+                 "of so many probes one looks into attention, which takes longer (default: 3)")
+      ->check(integer_in(1, kMostFrames));
   app.add_option("--full-frames", flags.full_frames,
                  "frames after which methods that keep the whole history stop, dense too: theirs "
                  "get ever dearer (default: none)")

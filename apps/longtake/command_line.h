@@ -46,6 +46,7 @@ struct CompareFlags {
   std::string calibration;
   std::string mode = "both";
   int64_t probe_every = 16;
+  int64_t score_every = 3;
   int64_t full_frames = 0;
   int64_t jobs = 1;
   bool no_videos = false;

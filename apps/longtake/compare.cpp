@@ -80,6 +80,7 @@ int compare(const CompareFlags& flags) {
   options.full_frames = flags.full_frames;
   options.jobs = static_cast<int>(flags.jobs);
   options.probe_every = flags.probe_every;
+  options.score_every = flags.score_every;
   const auto progress = [&](const std::string& what) {
     if (!flags.quiet) fmt::print(stderr, "{}\n", what);
   };
