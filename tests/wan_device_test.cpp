@@ -1,6 +1,7 @@
 // The Wan family on a GPU, held against the CPU: a tiny model with random weights.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cmath>
 #include <cstdlib>
@@ -276,6 +277,51 @@ TEST_F(WanDevice, ASessionPlays) {
   EXPECT_LE(taken, static_cast<int64_t>(memory_to_play(options.rollout, transformer->config(), file,
                                                        wan::DecoderKind::kVae, kGpu)
                                             .total()));
+}
+
+// Pictures that are decoded while the next chunk is made are those that are decoded after it, and a
+// chunk that is prepared ahead follows the prompt it was told.
+TEST_F(WanDevice, DecodingBesideTheNextChunkChangesNothing) {
+  Context ctx(kGpu, 2);
+  const auto transformer = wan::load_transformer(ctx, files(), DType::kBF16, DType::kF32);
+  constexpr int kChunks = 5;
+  const Tensor text = Tensor::zeros({}, DType::kF32, {8, transformer->config().text_dim});
+  const Tensor other = text.clone();
+  std::fill_n(other.data<float>(), other.numel(), 0.5F);
+  std::vector<std::vector<std::vector<uint8_t>>> videos;
+  for (const bool ahead : {false, true}) {
+    const auto decoder =
+        wan::open_decoder(ctx, Checkpoint(files().vae), wan::DecoderKind::kVae, DType::kBF16);
+    WanSessionOptions options;
+    options.rollout = longlive_options(/*infinite=*/false);
+    options.rollout.dtype = DType::kBF16;
+    options.rollout.height = kHeight;
+    options.rollout.width = kWidth;
+    std::vector<int64_t> begun;
+    WanSession* playing = nullptr;
+    const auto prepare = [&](int64_t first_frame) {
+      if (begun.size() == kChunks) return false;
+      if (begun.size() == 2) playing->switch_prompt(other);
+      begun.push_back(first_frame);
+      return true;
+    };
+    if (ahead) options.before_chunk = prepare;
+    WanSession session(ctx, *transformer, *decoder, text, options);
+    playing = &session;
+    std::vector<std::vector<uint8_t>> video;
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (!ahead) prepare(session.num_frames());
+      session.next_chunk([&](View rgb) {
+        video.emplace_back(rgb.data<uint8_t>(), rgb.data<uint8_t>() + rgb.numel());
+      });
+      EXPECT_EQ(session.last_chunk().num_frames, chunk == 0 ? 9 : 12);
+      EXPECT_GT(session.last_chunk().decode_ms, 0);
+    }
+    EXPECT_EQ(begun, (std::vector<int64_t>{0, 9, 21, 33, 45}));
+    if (ahead) session.next_chunk([](View) { ADD_FAILURE() << "a frame behind the last one"; });
+    videos.push_back(std::move(video));
+  }
+  EXPECT_EQ(videos[0], videos[1]);
 }
 
 }  // namespace

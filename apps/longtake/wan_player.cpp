@@ -144,6 +144,7 @@ class WanPlayer final : public Player {
     size_t decoder_bytes = 0;
     decoder_ = wan::open_decoder(*ctx_, decoder_file(), decoder_kind_, dtype_, &decoder_bytes);
     weight_bytes_ += decoder_bytes;
+    options_.before_chunk = [this](int64_t first_frame) { return prepare_chunk(first_frame); };
     session_ =
         std::make_unique<WanSession>(*ctx_, *transformer_, *decoder_, prompt_.embeddings, options_);
     if (ctx_->device().kind == DeviceKind::kCpu) session_->observe(&watcher_);
@@ -171,13 +172,6 @@ class WanPlayer final : public Player {
   }
 
   void next_chunk(const FrameSink& rgb) override {
-    // Of several prompts that are due the last one counts.
-    const size_t before = next_switch_;
-    while (next_switch_ < switches_.size() &&
-           switches_[next_switch_].frame <= session_->num_frames())
-      ++next_switch_;
-    if (next_switch_ > before) session_->switch_prompt(later_prompts_[next_switch_ - 1]);
-    if (game_) game_->fill(*ctx_, session_->rollout().num_frames(), *session_->controls());
     session_->next_chunk([&](View frame) {
       if (stop_signal() != 0) throw Stopped();
       rgb(frame);
@@ -189,6 +183,18 @@ class WanPlayer final : public Player {
   size_t workspace_bytes() const override { return ctx_->workspace().bytes_reserved(); }
 
  private:
+  // Prompt and actions of the chunk that begins there; false: behind the last frame.
+  bool prepare_chunk(int64_t first_frame) {
+    if (first_frame >= num_frames_) return false;
+    // Of several prompts that are due the last one counts.
+    const size_t before = next_switch_;
+    while (next_switch_ < switches_.size() && switches_[next_switch_].frame <= first_frame)
+      ++next_switch_;
+    if (next_switch_ > before) session_->switch_prompt(later_prompts_[next_switch_ - 1]);
+    if (game_) game_->fill(*ctx_, session_->rollout().num_frames(), *session_->controls());
+    return true;
+  }
+
   Checkpoint decoder_file() const {
     return Checkpoint(decoder_kind_ == wan::DecoderKind::kVae ? files_.vae : files_.taehv);
   }

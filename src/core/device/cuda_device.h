@@ -26,8 +26,8 @@ void release_page_locked(std::byte* data) noexcept;
 
 enum class Direction { kToDevice, kToHost, kOnDevice };
 
-// On the runtime's stream; kToHost waits for it.
-void copy_bytes(Runtime& runtime, const void* from, void* to, size_t bytes, Direction direction);
+// On the runtime's stream.
+void enqueue_bytes(Runtime& runtime, const void* from, void* to, size_t bytes, Direction direction);
 // At once, without a stream: while models are loaded.
 void copy_bytes_now(const void* from, void* to, size_t bytes, Direction direction);
 void zero_bytes_now(void* data, size_t bytes);

@@ -98,9 +98,9 @@ void release_page_locked(std::byte* data) noexcept {
   static_cast<void>(cudaFreeHost(data));
 }
 
-void copy_bytes(Runtime& runtime, const void* from, void* to, size_t bytes, Direction direction) {
+void enqueue_bytes(Runtime& runtime, const void* from, void* to, size_t bytes,
+                   Direction direction) {
   check(cudaMemcpyAsync(to, from, bytes, kind_of(direction), runtime.stream()), "copy");
-  if (direction == Direction::kToHost) synchronize(runtime);
 }
 
 void copy_bytes_now(const void* from, void* to, size_t bytes, Direction direction) {

@@ -8,20 +8,31 @@
 
 namespace longtake {
 
+namespace {
+
+bool is_on_cpu(View x) {
+  return x.device().kind == DeviceKind::kCpu;
+}
+
+}  // namespace
+
 void copy(Context& ctx, View from, View to) {
+  enqueue_copy(ctx, from, to);
+  if (is_on_cpu(to) && !is_on_cpu(from)) ctx.synchronize();
+}
+
+void enqueue_copy(Context& ctx, View from, View to) {
   expect_dtype("copy", to, from.dtype());
   if (from.numel() != to.numel())
     throw Error(str("copy: expected ", from.numel(), " elements, found ", to.numel()));
   if (from.empty()) return;
-  const bool from_host = from.device().kind == DeviceKind::kCpu;
-  const bool to_host = to.device().kind == DeviceKind::kCpu;
-  if (from_host && to_host) {
+  if (is_on_cpu(from) && is_on_cpu(to)) {
     std::memcpy(to.raw(), from.raw(), from.bytes());
   } else if constexpr (kHasCuda) {
-    cuda::copy_bytes(*ctx.cuda(), from.raw(), to.raw(), from.bytes(),
-                     from_host ? cuda::Direction::kToDevice
-                     : to_host ? cuda::Direction::kToHost
-                               : cuda::Direction::kOnDevice);
+    cuda::enqueue_bytes(*ctx.cuda(), from.raw(), to.raw(), from.bytes(),
+                        is_on_cpu(from) ? cuda::Direction::kToDevice
+                        : is_on_cpu(to) ? cuda::Direction::kToHost
+                                        : cuda::Direction::kOnDevice);
   }
 }
 

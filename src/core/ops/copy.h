@@ -10,4 +10,8 @@ namespace longtake {
 // or ctx's. What comes from a CUDA device to the CPU has arrived when the call returns.
 void copy(Context& ctx, View from, View to);
 
+// The same without waiting, into Tensor::staging memory of the CPU: it has arrived after
+// Context::synchronize().
+void enqueue_copy(Context& ctx, View from, View to);
+
 }  // namespace longtake

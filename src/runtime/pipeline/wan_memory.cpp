@@ -150,9 +150,9 @@ WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig
                              ? options.chunk_frames * static_cast<int64_t>(options.steps.size())
                          : options.recaches ? options.context_frames
                                             : options.chunk_frames;
-  out.work = std::max(
-      decode, pass_bytes(config, frame_tokens * static_cast<double>(frames), options.dtype));
-  if (device.kind == DeviceKind::kCuda) out.work += kGpuWork;
+  const double pass = pass_bytes(config, frame_tokens * static_cast<double>(frames), options.dtype);
+  // On a GPU a chunk is decoded while the next one is made.
+  out.work = device.kind == DeviceKind::kCuda ? decode + pass + kGpuWork : std::max(decode, pass);
   return out;
 }
 

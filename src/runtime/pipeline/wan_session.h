@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 
 #include "device/context.h"
 #include "device/stage_clock.h"
@@ -18,6 +20,11 @@ struct WanSessionOptions {
   WanOptions rollout;
   uint64_t seed = 0;
   int64_t num_chunks = 0;  // to be made; 0: endless. A rolling rollout ends better if it knows
+
+  // Called before a chunk is begun, with the number of its first frame: the place to switch prompts
+  // and to set what it is made under. False: there is none to be made. With it a session on CUDA
+  // makes the next chunk while the pictures of one are decoded and handed out.
+  std::function<bool(int64_t first_frame)> before_chunk;
 };
 
 class WanSession {
@@ -31,7 +38,7 @@ class WanSession {
   // video's first n latents, 4 n of every other. What it cost is in last_chunk().
   void next_chunk(const wan::FrameSink& rgb);
 
-  // What is made from here on follows another prompt, [T, text_dim] f32.
+  // What is begun from here on follows another prompt, [T, text_dim] f32.
   void switch_prompt(View text) { rollout_->switch_prompt(ctx_, text); }
 
   // Latents [F, 16, h, w] f32 that are to be continued, before the first chunk: only remembered.
@@ -41,8 +48,8 @@ class WanSession {
   // Frames handed out so far.
   int64_t num_frames() const { return num_frames_; }
 
-  // The latest chunk, [chunk_frames, 16, h, w] f32.
-  View latents() const { return latents_; }
+  // The latest chunk that was handed out, [chunk_frames, 16, h, w] f32.
+  View latents() const { return latents_[1 - next_]; }
 
   const WanRollout& rollout() const { return *rollout_; }
 
@@ -55,14 +62,27 @@ class WanSession {
   void observe(PassObserver* observer) { rollout_->observe(observer); }
 
  private:
+  // Begins the chunk whose first frame that is; false: there is none.
+  bool begin_chunk(int64_t first_frame);
+
+  // Pictures of a chunk, one latent after the other, or all while the next chunk is made.
+  void decode(View made, const wan::FrameSink& rgb);
+  void decode_beside_next(View made, const wan::FrameSink& rgb);
   void describe_caches();
 
+  // Where decoding runs: beside the rollout, if there is a stream for it.
+  Context& decoding() { return beside_ ? *beside_ : ctx_; }
+
   Context& ctx_;
+  std::optional<Context> beside_;
   wan::Decoder& decoder_;
+  std::function<bool(int64_t)> before_chunk_;
   std::unique_ptr<WanRollout> rollout_;
   NoiseSource noise_;
-  Tensor latents_;
-  StageClock clock_;
+  Tensor latents_[2];  // of the chunk that is handed out, and of the next
+  int next_ = 0;       // where the next chunk goes
+  bool is_begun_ = false;
+  StageClock clock_, decode_clock_;
   int64_t num_frames_ = 0;
   ChunkStats last_chunk_;
   double commit_ms_ = 0, select_ms_ = 0;  // of all layers so far

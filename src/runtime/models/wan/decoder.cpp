@@ -2,6 +2,7 @@
 
 #include <array>
 #include <utility>
+#include <vector>
 
 #include "device/graph.h"
 #include "models/wan/vae_encoder.h"
@@ -18,13 +19,14 @@ class Stream final : public Decoder {
  public:
   Stream(Net net, Tensor half) : net_(std::move(net)), half_(std::move(half)) {}
 
-  void decode(Context& ctx, View z, const FrameSink& rgb) override {
+  int64_t begin(Context& ctx, View z) override {
+    const Shape frames{kFramesPerLatent, kLatentPixels * z.dim(1), kLatentPixels * z.dim(2), 3};
     if (z_.empty()) {
       z_ = Tensor(ctx.device(), DType::kF32, z.shape());
-      const Shape frames{kFramesPerLatent, kLatentPixels * z.dim(1), kLatentPixels * z.dim(2), 3};
       rgb_ = Tensor(ctx.device(), DType::kU8, frames);
-      host_ = Tensor::staging(ctx.device(), DType::kU8, frames);
     }
+    if (counts_.size() == host_.size())
+      host_.push_back(Tensor::staging(ctx.device(), DType::kU8, frames));
     copy(ctx, z, z_);
     // A video's first latent is one frame; every other one goes the same way.
     const bool is_first = std::exchange(is_first_, false);
@@ -33,8 +35,17 @@ class Stream final : public Decoder {
     else
       graph_.run(ctx, [&] { run(ctx); });
     const int64_t count = is_first ? 1 : kFramesPerLatent;
-    copy(ctx, rgb_.view().rows(0, count), host_.view().rows(0, count));  // waits
-    for (int64_t f = 0; f < count; ++f) rgb(picture(host_, f));
+    enqueue_copy(ctx, rgb_.view().rows(0, count), host_[counts_.size()].view().rows(0, count));
+    counts_.push_back(count);
+    return count;
+  }
+
+  void finish(Context& ctx, const FrameSink& rgb) override {
+    ctx.synchronize();
+    const std::vector<int64_t> counts = std::exchange(counts_, {});
+    for (size_t i = 0; i < counts.size(); ++i) {
+      for (int64_t f = 0; f < counts[i]; ++f) rgb(picture(host_[i], f));
+    }
   }
 
  private:
@@ -64,7 +75,9 @@ class Stream final : public Decoder {
   typename Net::State state_;
   Tensor half_;        // [3]: 0.5, if frames are in [0, 1]
   Tensor z_;           // the latent in work
-  Tensor rgb_, host_;  // [kFramesPerLatent, H, W, 3] u8
+  Tensor rgb_;         // [kFramesPerLatent, H, W, 3] u8, of the latent in work
+  std::vector<Tensor> host_;     // the same of latents that nobody has taken yet
+  std::vector<int64_t> counts_;  // and how many frames each has
   Graph graph_;
   bool is_first_ = true;
 };

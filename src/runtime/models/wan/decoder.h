@@ -31,9 +31,18 @@ class Decoder {
  public:
   virtual ~Decoder() = default;
 
-  // z [16, h, w] f32, the next latent -> its frames [8 h, 8 w, 3] u8 on the CPU, one call each. On
-  // CUDA what a latent is decoded by is recorded once (device/graph.h).
-  virtual void decode(Context& ctx, View z, const FrameSink& rgb) = 0;
+  // z [16, h, w] f32, the next latent. On CUDA its frames are on their way when the call returns
+  // (what a latent is decoded by is recorded once, device/graph.h). Returns how many there will be.
+  virtual int64_t begin(Context& ctx, View z) = 0;
+
+  // Waits, and hands out the frames [8 h, 8 w, 3] u8 of all latents begun since the last call, on
+  // the CPU, one call each.
+  virtual void finish(Context& ctx, const FrameSink& rgb) = 0;
+
+  void decode(Context& ctx, View z, const FrameSink& rgb) {
+    begin(ctx, z);
+    finish(ctx, rgb);
+  }
 };
 
 // compute: f32 | bf16; bytes, if not null, receives what the weights take. Throws Error (kInput).
