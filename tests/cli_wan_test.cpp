@@ -157,7 +157,7 @@ TEST_F(CliWan, BadInputIsOneLineBeforeAnythingSlow) {
          "--save-prompt: expected a writable file");
   Args large = generate(prompt);
   large[4] = "16384x16384";
-  expect_failure(large, 2, "--size or --decoder taehv lowers it), found ");
+  expect_failure(large, 2, "--size, --decoder-tile or --decoder taehv lowers it), found ");
   for (const char* size : {"48x33", "0x32", "x", "48x32x2", "16400x32"}) {
     large[4] = size;
     expect_failure(large, 2, "--size: expected WxH in multiples of 16");
@@ -179,7 +179,12 @@ TEST_F(CliWan, MissingPartsAreNamed) {
   std::filesystem::copy_file(model() + "/taew2_1.safetensors", alone + "/taew2_1.safetensors");
   expect_failure(with({"--prompt", "a"}), 3, "expected models_t5_umt5-xxl-enc-bf16.pth beside it");
   expect_failure(with({"--prompt", "a", "--decoder", "vae"}), 3, "expected Wan2.1_VAE.pth beside");
-  EXPECT_EQ(run(with({"--prompt", "a", "--frames", "1", "--base-model", model()})).code, 0);
+  expect_failure(with({"--prompt", "a", "--decoder-tile", "100"}), 2,
+                 "--decoder-tile: expected a multiple of 8 from 64 to ");
+  EXPECT_EQ(
+      run(with({"--prompt", "a", "--frames", "1", "--base-model", model(), "--decoder-tile", "64"}))
+          .code,
+      0);
 
   // The layout of a maker's folder, with the base model where their code wants it.
   std::filesystem::create_directories(scratch_ / "maker/models");

@@ -165,6 +165,40 @@ TEST_P(Types, ConvOfParts) {
   }
 }
 
+// Tiles whose weights add up to 1 make the picture again; what was there before does not show.
+TEST_P(Types, TilesMakeThePictureAgain) {
+  constexpr int64_t kHeight = 11, kWidth = 17, kChannels = 3;
+  const Tensor planes = random(kF32, {kChannels, kHeight, kWidth}, 0);
+  const Tensor image(device(), kF32, {kHeight, kWidth, kChannels});
+  to_channels_last(ctx(), planes, View(), View(), image);
+  const Guarded out(device(), kF32, image.shape());
+
+  struct Cut {
+    int64_t begin, size, fresh;
+    std::vector<float> weights;
+  };
+
+  const Cut down[] = {{0, 7, 0, {1, 1, 1, 1, 1, 0.75F, 0.25F}},
+                      {5, 6, 2, {0.25F, 0.75F, 1, 1, 1, 1}}};
+  const Cut across[] = {{0, 17, 0, std::vector<float>(17, 1.0F)}};
+  for (const Cut& y : down) {
+    for (const Cut& x : across) {
+      const Tensor part(device(), kF32, {kChannels, y.size, x.size});
+      crop(ctx(), planes, y.begin, x.begin, part);
+      const Tensor tile(device(), kF32, {y.size, x.size, kChannels});
+      to_channels_last(ctx(), part, View(), View(), tile);
+      const auto weights = [&](const Cut& cut) {
+        Tensor w({}, kF32, {cut.size});
+        std::copy(cut.weights.begin(), cut.weights.end(), w.data<float>());
+        return w.to(device());
+      };
+      blend(ctx(), tile, weights(y), weights(x), {y.begin, x.begin, y.fresh, x.fresh}, out);
+      ctx().synchronize();
+    }
+  }
+  expect_close(out, values(image), 2 * test::epsilon(kF32));
+}
+
 TEST_P(Types, RmsNorm) {
   for (const int64_t dim : {1, 7, 15, 16, 17, 64, 384}) {
     for (const int64_t rows : {1, 3, 129}) {

@@ -8,8 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.h"
 #include "io/tokenizer.h"
 #include "models/wan/checkpoint.h"
+#include "models/wan/decoder.h"
 #include "models/wan/image_encoder.h"
 #include "models/wan/model_files.h"
 #include "models/wan/random_model.h"
@@ -340,6 +342,54 @@ TEST_F(Wan, DecodersGiveFourFramesALatentButOneOfTheFirst) {
     });
     EXPECT_EQ(vae_count, expected);
     EXPECT_EQ(taehv_count, expected);
+  }
+}
+
+TEST(DecoderTiles, CoverAPictureAndOverlapByAQuarter) {
+  for (const int64_t latents : {1, 8, 9, 16, 33, 60, 104}) {
+    for (const int64_t tile : {0, 8, 12, 32, 200}) {
+      SCOPED_TRACE(str(latents, " latents in tiles of ", tile));
+      const wan::TileAxis axis = wan::tiles_along(latents, tile);
+      EXPECT_EQ(axis.size, tile == 0 ? latents : std::min(tile, latents));
+      EXPECT_EQ(axis.begins.front(), 0);
+      EXPECT_EQ(axis.begins.back() + axis.size, latents);
+      for (size_t i = 1; i < axis.begins.size(); ++i) {
+        EXPECT_GT(axis.begins[i], axis.begins[i - 1]);
+        EXPECT_LE(axis.begins[i] - axis.begins[i - 1], axis.size - axis.size / 4);
+      }
+    }
+  }
+}
+
+// In tiles that need not be cut nothing changes; in smaller ones a picture stays near itself.
+TEST_F(Wan, ADecoderInTilesMakesNearlyTheSamePictures) {
+  const wan::ModelFiles files = wan::find_model_files(folder());
+  for (const auto kind : {wan::DecoderKind::kVae, wan::DecoderKind::kTaehv}) {
+    SCOPED_TRACE(kind == wan::DecoderKind::kVae ? "vae" : "taehv");
+    const Checkpoint file(kind == wan::DecoderKind::kVae ? files.vae : files.taehv);
+    std::vector<std::vector<uint8_t>> videos;
+    for (const int64_t tile : {0, 24, 8}) {
+      const auto decoder = wan::open_decoder(ctx_, file, kind, DType::kF32, nullptr, tile);
+      videos.emplace_back();
+      for (uint32_t i = 0; i < 3; ++i) {
+        const Tensor z({}, DType::kF32, {16, 12, 20});
+        fill_normal(7, i, 0, z.data<float>(), z.numel());
+        decoder->decode(ctx_, z, [&](View rgb) {
+          EXPECT_EQ(rgb.shape(), (Shape{8 * 12, 8 * 20, 3}));
+          videos.back().insert(videos.back().end(), rgb.data<uint8_t>(),
+                               rgb.data<uint8_t>() + rgb.numel());
+        });
+      }
+    }
+    EXPECT_EQ(videos[0], videos[1]);
+    ASSERT_EQ(videos[0].size(), videos[2].size());
+    double apart = 0, turned = 0;
+    for (size_t i = 0; i < videos[0].size(); ++i) {
+      apart += std::abs(int{videos[0][i]} - int{videos[2][i]});
+      turned += std::abs(int{videos[0][i]} - int{videos[0][videos[0].size() - 1 - i]});
+    }
+    EXPECT_GT(apart, 0);
+    EXPECT_LT(apart, 0.3 * turned);
   }
 }
 

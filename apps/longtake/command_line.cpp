@@ -110,6 +110,9 @@ void add_generate(CLI::App& app, GenerateFlags& flags) {
                  "matrix-game-2-run (default: by the transformer's file)");
   app.add_option("--decoder", flags.decoder, "Wan: vae | taehv (default: vae if it is there)")
       ->check(one_of({"vae", "taehv"}, {}));
+  app.add_option("--decoder-tile", flags.decoder_tile,
+                 "Wan: decode pictures in overlapping squares of so many pixels, which takes less "
+                 "memory (default: whole)");
   app.add_option("--save-prompt", flags.save_prompt, "Wan: file to save the encoded prompt in");
   app.add_option("--load-prompt", flags.load_prompt,
                  "Wan: such a file instead of a prompt; no text encoder is needed");

@@ -13,6 +13,7 @@ namespace longtake::cli {
 struct GenerateFlags {
   std::string model;                         // empty: the embedded model
   std::string base_model, rollout, decoder;  // of the Wan family; empty: by the files
+  std::string decoder_tile;                  // of the Wan family, pixels; empty: whole pictures
   std::string prompt, prompt_file;
   std::vector<std::string> prompt_at;  // "FRAME:TEXT"
   std::string save_prompt, load_prompt;

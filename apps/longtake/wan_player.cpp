@@ -1,6 +1,7 @@
 // Models of the Wan family: Self-Forcing, Rolling-Forcing, LongLive, Causal-Forcing, Matrix-Game 2.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -72,6 +73,19 @@ wan::DecoderKind choose_decoder(const std::string& flag, const wan::ModelFiles& 
   return is_vae ? wan::DecoderKind::kVae : wan::DecoderKind::kTaehv;
 }
 
+// Of decoding, in latents; 0: whole pictures.
+int64_t choose_tile(const std::string& flag) {
+  if (flag.empty()) return 0;
+  constexpr int64_t kLeast = 64;
+  int64_t pixels = 0;
+  char end = 0;
+  if (std::sscanf(flag.c_str(), "%5ld%c", &pixels, &end) != 1 || pixels < kLeast ||
+      pixels > kMaxFrameSide || pixels % wan::kLatentPixels != 0)
+    usage(str("--decoder-tile: expected a multiple of ", wan::kLatentPixels, " from ", kLeast,
+              " to ", kMaxFrameSide, ", found \"", printable(flag), '"'));
+  return pixels / wan::kLatentPixels;
+}
+
 // num_actions: that the flags give.
 int64_t choose_frames(const GenerateFlags& flags, double per_second, int64_t num_actions) {
   if (flags.seconds) return std::max<int64_t>(1, std::llround(*flags.seconds * per_second));
@@ -86,7 +100,7 @@ std::string memory_text(const WanMemory& memory, const WanOptions& options) {
       {memory.cache, policy == "full"     ? "--memory window or fewer --frames"
                      : policy == "window" ? "--window-frames or --size"
                                           : "--memory-budget or --size"},
-      {memory.work + memory.stream, "--size or --decoder taehv"}};
+      {memory.work + memory.stream, "--size, --decoder-tile or --decoder taehv"}};
   return str("(weights ", bytes_text(memory.weights), ", cache ", bytes_text(memory.cache),
              ", temporaries ", bytes_text(memory.work), ", decoder's past ",
              bytes_text(memory.stream), "; ",
@@ -118,6 +132,7 @@ class WanPlayer final : public Player {
     rollout.dtype = dtype_;
     choose_size(flags.size, rollout);
     decoder_kind_ = choose_decoder(flags.decoder, files_);
+    decoder_tile_ = choose_tile(flags.decoder_tile);
     if (is_game) game_.emplace(flags, files_, config_);
     num_frames_ = choose_frames(flags, frames_per_second(), game_ ? game_->num_actions() : 0);
     switches_ = parse_prompt_switches(flags.prompt_at, num_frames_);
@@ -142,7 +157,8 @@ class WanPlayer final : public Player {
     game_ ? encode_picture() : encode_prompts();
     transformer_ = wan::load_transformer(*ctx_, files_, dtype_, DType::kF32, &weight_bytes_);
     size_t decoder_bytes = 0;
-    decoder_ = wan::open_decoder(*ctx_, decoder_file(), decoder_kind_, dtype_, &decoder_bytes);
+    decoder_ = wan::open_decoder(*ctx_, decoder_file(), decoder_kind_, dtype_, &decoder_bytes,
+                                 decoder_tile_);
     weight_bytes_ += decoder_bytes;
     options_.before_chunk = [this](int64_t first_frame) { return prepare_chunk(first_frame); };
     session_ =
@@ -229,8 +245,8 @@ class WanPlayer final : public Player {
   // What does not fit is refused at the start rather than killed after an hour.
   void expect_memory() const {
     const Device device = ctx_->device();
-    WanMemory play =
-        memory_to_play(options_.rollout, config_, decoder_file(), decoder_kind_, device);
+    WanMemory play = memory_to_play(options_.rollout, config_, decoder_file(), decoder_kind_,
+                                    device, decoder_tile_);
     if (game_) add_picture_encoder(options_.rollout, Checkpoint(files_.vae), play);
     expect_memory(device, play.total(), memory_text(play, options_.rollout));
     if (game_) {
@@ -316,6 +332,7 @@ class WanPlayer final : public Player {
   std::unique_ptr<Context> ctx_;
   wan::TransformerConfig config_;
   wan::DecoderKind decoder_kind_ = wan::DecoderKind::kVae;
+  int64_t decoder_tile_ = 0;
   WanSessionOptions options_;
   std::optional<Game> game_;  // of a model with actions
   int64_t num_frames_ = 0;

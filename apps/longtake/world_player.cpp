@@ -43,7 +43,8 @@ void expect_size(const std::string& flag, const world::TransformerConfig& sizes)
 void expect_no_wan_flags(const GenerateFlags& flags) {
   for (const auto& [flag, value] :
        {std::pair("--base-model", &flags.base_model), std::pair("--rollout", &flags.rollout),
-        std::pair("--decoder", &flags.decoder), std::pair("--save-prompt", &flags.save_prompt),
+        std::pair("--decoder", &flags.decoder), std::pair("--decoder-tile", &flags.decoder_tile),
+        std::pair("--save-prompt", &flags.save_prompt),
         std::pair("--load-prompt", &flags.load_prompt)}) {
     if (!value->empty())
       usage(str(flag, ": expected a model of the Wan family, found a world model"));

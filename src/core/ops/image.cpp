@@ -88,6 +88,33 @@ void to_planes(Context& ctx, View x, View scale, View shift, View z) {
   LONGTAKE_DISPATCH(ctx, to_planes, x, scale, shift, z);
 }
 
+void crop(Context& ctx, View x, int64_t row, int64_t column, View out) {
+  expect_rank("crop x", x, 3);
+  expect_dtype("crop x", x, DType::kF32);
+  expect_rank("crop out", out, 3);
+  expect_dtype("crop out", out, DType::kF32);
+  expect_shape("crop out", out, {x.dim(0), out.dim(1), out.dim(2)});
+  LONGTAKE_CHECK(
+      row >= 0 && row + out.dim(1) <= x.dim(1) && column >= 0 && column + out.dim(2) <= x.dim(2),
+      "from ", row, ", ", column, " of ", x.shape().to_string());
+  if (out.empty()) return;
+  LONGTAKE_DISPATCH(ctx, crop, x, row, column, out);
+}
+
+void blend(Context& ctx, View tile, View rows, View columns, const TilePlace& place, View out) {
+  expect_rank("blend tile", tile, 3);
+  expect_shape("blend rows", rows, {tile.dim(0)});
+  expect_shape("blend columns", columns, {tile.dim(1)});
+  expect_rank("blend out", out, 3);
+  for (const View& x : {tile, rows, columns, out}) expect_dtype("blend", x, DType::kF32);
+  LONGTAKE_CHECK(place.row >= 0 && place.row + tile.dim(0) <= out.dim(0) && place.column >= 0 &&
+                     place.column + tile.dim(1) <= out.dim(1) && tile.dim(2) == out.dim(2),
+                 tile.shape().to_string(), " at ", place.row, ", ", place.column, " of ",
+                 out.shape().to_string());
+  if (tile.empty()) return;
+  LONGTAKE_DISPATCH(ctx, blend, tile, rows, columns, place, out);
+}
+
 void to_rgb(Context& ctx, View pixels, View rgb) {
   expect_colours(pixels, rgb);
   if (rgb.empty()) return;

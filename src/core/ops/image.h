@@ -29,6 +29,19 @@ void slice_channels(Context& ctx, View x, int64_t begin, View out);
 void to_channels_last(Context& ctx, View z, View scale, View shift, View out);
 void to_planes(Context& ctx, View x, View scale, View shift, View z);
 
+// The part of planes x [C, H, W] that begins at (y, x) -> out [C, h, w]; f32.
+void crop(Context& ctx, View x, int64_t row, int64_t column, View out);
+
+// Where a tile lies in its picture. Of its pixels those from (fresh_rows, fresh_columns) on are the
+// picture's first there; the others are added to what tiles before it left.
+struct TilePlace {
+  int64_t row = 0, column = 0;
+  int64_t fresh_rows = 0, fresh_columns = 0;
+};
+
+// tile [h, w, C], weighted by rows [h] and columns [w], joins out [H, W, C]; all f32.
+void blend(Context& ctx, View tile, View rows, View columns, const TilePlace& place, View out);
+
 // [-1, 1] f32 <-> 0..255 u8 of the same shape; out of range is clamped, NaN becomes 0.
 void to_rgb(Context& ctx, View pixels, View rgb);
 void from_rgb(Context& ctx, View rgb, View pixels);
@@ -39,6 +52,8 @@ extern decltype(longtake::concat_channels) concat_channels;
 extern decltype(longtake::slice_channels) slice_channels;
 extern decltype(longtake::to_channels_last) to_channels_last;
 extern decltype(longtake::to_planes) to_planes;
+extern decltype(longtake::crop) crop;
+extern decltype(longtake::blend) blend;
 extern decltype(longtake::to_rgb) to_rgb;
 extern decltype(longtake::from_rgb) from_rgb;
 }  // namespace cpu
@@ -49,6 +64,8 @@ extern decltype(longtake::concat_channels) concat_channels;
 extern decltype(longtake::slice_channels) slice_channels;
 extern decltype(longtake::to_channels_last) to_channels_last;
 extern decltype(longtake::to_planes) to_planes;
+extern decltype(longtake::crop) crop;
+extern decltype(longtake::blend) blend;
 extern decltype(longtake::to_rgb) to_rgb;
 extern decltype(longtake::from_rgb) from_rgb;
 }  // namespace cuda

@@ -1,6 +1,7 @@
 // Moves of images on the CPU.
 #include "ops/image.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "device/dispatch.h"
@@ -86,6 +87,32 @@ void to_planes(Context&, View x, View scale, View shift, View z) {
     for (int64_t i = 0; i < area; ++i)
       z.data<float>()[c * area + i] = (x.data<float>()[i * channels + c] - less) / factor;
   }
+}
+
+void crop(Context& ctx, View x, int64_t row, int64_t column, View out) {
+  const int64_t height = out.dim(1), width = out.dim(2);
+  parallel_for(ctx, out.dim(0) * height, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t from = (i / height * x.dim(1) + row + i % height) * x.dim(2) + column;
+      std::copy_n(x.data<float>() + from, width, out.data<float>() + i * width);
+    }
+  });
+}
+
+void blend(Context& ctx, View tile, View rows, View columns, const TilePlace& place, View out) {
+  const int64_t width = tile.dim(1), channels = tile.dim(2);
+  parallel_for(ctx, tile.dim(0), kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t y = begin; y < end; ++y) {
+      const float* from = tile.data<float>() + y * width * channels;
+      float* to = out.data<float>() + ((place.row + y) * out.dim(1) + place.column) * channels;
+      for (int64_t x = 0; x < width; ++x) {
+        const float weight = rows.data<float>()[y] * columns.data<float>()[x];
+        const bool is_fresh = y >= place.fresh_rows && x >= place.fresh_columns;
+        for (int64_t c = 0; c < channels; ++c, ++from, ++to)
+          *to = (is_fresh ? 0 : *to) + weight * *from;
+      }
+    }
+  });
 }
 
 void to_rgb(Context&, View pixels, View rgb) {

@@ -138,6 +138,32 @@ __global__ void rgb_to_pixels(const uint8_t* rgb, float* pixels, int64_t count) 
   if (i < count) pixels[i] = static_cast<float>(rgb[i]) / 127.5F - 1.0F;
 }
 
+struct Place {
+  int row, column, fresh_rows, fresh_columns;
+};
+
+// A value a thread.
+__global__ void crop_planes(const float* x, float* out, int64_t count, int height, int width,
+                            int whole_height, int whole_width, int row, int column) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const int64_t line = i / width;
+  const int64_t from = line / height * whole_height + row + line % height;
+  out[i] = x[from * whole_width + column + i % width];
+}
+
+__global__ void blend_tile(const float* tile, const float* rows, const float* columns, float* out,
+                           int64_t count, int width, int channels, int whole_width, Place place) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const auto y = static_cast<int>(i / (width * channels));
+  const auto within = static_cast<int>(i % (width * channels));
+  const int x = within / channels;
+  const bool is_fresh = y >= place.fresh_rows && x >= place.fresh_columns;
+  float* to = out + (int64_t{place.row + y} * whole_width + place.column) * channels + within;
+  *to = (is_fresh ? 0 : *to) + rows[y] * columns[x] * tile[i];
+}
+
 const float* values_of(View vector) {
   return vector.empty() ? nullptr : vector.data<float>();
 }
@@ -199,6 +225,24 @@ void to_planes(Context& ctx, View x, View scale, View shift, View z) {
       x.data<float>(), values_of(scale), values_of(shift), z.data<float>(), z.numel(),
       z.dim(1) * z.dim(2), static_cast<int>(z.dim(0)));
   check_launch("to_planes");
+}
+
+void crop(Context& ctx, View x, int64_t row, int64_t column, View out) {
+  crop_planes<<<blocks_of(out.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(
+      x.data<float>(), out.data<float>(), out.numel(), static_cast<int>(out.dim(1)),
+      static_cast<int>(out.dim(2)), static_cast<int>(x.dim(1)), static_cast<int>(x.dim(2)),
+      static_cast<int>(row), static_cast<int>(column));
+  check_launch("crop");
+}
+
+void blend(Context& ctx, View tile, View rows, View columns, const TilePlace& place, View out) {
+  const Place at{static_cast<int>(place.row), static_cast<int>(place.column),
+                 static_cast<int>(place.fresh_rows), static_cast<int>(place.fresh_columns)};
+  blend_tile<<<blocks_of(tile.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(
+      tile.data<float>(), rows.data<float>(), columns.data<float>(), out.data<float>(),
+      tile.numel(), static_cast<int>(tile.dim(1)), static_cast<int>(tile.dim(2)),
+      static_cast<int>(out.dim(1)), at);
+  check_launch("blend");
 }
 
 void to_rgb(Context& ctx, View pixels, View rgb) {

@@ -121,7 +121,8 @@ double pass_bytes(const wan::TransformerConfig& config, double tokens, DType com
 }  // namespace
 
 WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
-                         const Checkpoint& decoder, wan::DecoderKind kind, Device device) {
+                         const Checkpoint& decoder, wan::DecoderKind kind, Device device,
+                         int64_t tile) {
   const Checkpoint none;
   WanMemory out;
   {
@@ -130,18 +131,21 @@ WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig
     out.weights += packed_bytes(table, options.dtype);
   }
   WeightTable table(none, nullptr);
-  const auto latents = static_cast<double>(options.height * options.width);
+  const wan::TileAxis down = wan::tiles_along(options.height, tile);
+  const wan::TileAxis across = wan::tiles_along(options.width, tile);
+  const auto latents = static_cast<double>(down.size * across.size);  // of a tile
+  const auto tiles = static_cast<double>(down.begins.size() * across.begins.size());
   const auto c = static_cast<double>(size_of(options.dtype));
   double decode = 0;
   if (kind == wan::DecoderKind::kVae) {
     const int64_t dim = wan::vae_dim(decoder);
     const wan::VaeDecoder vae(dim, DType::kF32, table);
     decode = latents * static_cast<double>(dim) * vae_work(c);
-    out.stream = latents * static_cast<double>(dim) * kVaeStream * c;
+    out.stream = tiles * latents * static_cast<double>(dim) * kVaeStream * c;
   } else {
     const wan::TaehvDecoder taehv(DType::kF32, table);
     decode = latents * taehv_work(c);
-    out.stream = latents * kTaehvStream * c;
+    out.stream = tiles * latents * kTaehvStream * c;
   }
   out.weights += packed_bytes(table, options.dtype);
   out.cache = cache_bytes(options, config, device.kind) + action_bytes(options, config);

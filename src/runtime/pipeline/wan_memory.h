@@ -20,9 +20,11 @@ struct WanMemory {
   size_t total() const { return static_cast<size_t>(weights + cache + work + stream); }
 };
 
-// An estimate of what the device must hold, meant to be a little too high. Throws Error (kInput).
+// An estimate of what the device must hold, meant to be a little too high; tile as for
+// open_decoder. Throws Error (kInput).
 WanMemory memory_to_play(const WanOptions& options, const wan::TransformerConfig& config,
-                         const Checkpoint& decoder, wan::DecoderKind kind, Device device);
+                         const Checkpoint& decoder, wan::DecoderKind kind, Device device,
+                         int64_t tile = 0);
 
 // Adds what the encoder of a model's first picture needs while the video begins; vae: its file.
 void add_picture_encoder(const WanOptions& options, const Checkpoint& vae, WanMemory& memory);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "device/context.h"
 #include "io/checkpoint.h"
@@ -45,9 +46,21 @@ class Decoder {
   }
 };
 
-// compute: f32 | bf16; bytes, if not null, receives what the weights take. Throws Error (kInput).
+// Along one axis of a picture, in latents: tiles of `size`, which overlap by a quarter at least.
+struct TileAxis {
+  int64_t size = 0;
+  std::vector<int64_t> begins;
+};
+
+// tile 0, or as large as the picture: one tile.
+TileAxis tiles_along(int64_t latents, int64_t tile);
+
+// compute: f32 | bf16; bytes, if not null, receives what the weights take. tile, in latents: with
+// it a picture is decoded in squares that overlap and are blended (linear ramps over what they
+// share), so that temporaries are those of a square; attention and what lies near a border see
+// their own square only. Throws Error (kInput).
 std::unique_ptr<Decoder> open_decoder(Context& ctx, const Checkpoint& file, DecoderKind kind,
-                                      DType compute, size_t* bytes = nullptr);
+                                      DType compute, size_t* bytes = nullptr, int64_t tile = 0);
 
 class Encoder {
  public:
