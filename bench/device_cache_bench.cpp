@@ -1,7 +1,7 @@
 // What a commit of `tempcache` costs on the GPU, as a graph: a frame of the embedded world (8
 // layers of 6 heads, 128 tokens) and a chunk of Wan 1.3B (30 layers of 12 heads, 3 frames of 1,560
-// tokens, 33k keys held). The keys are things seen again with a little noise; a kernel by kernel
-// breakdown is `ncu --metrics gpu__time_duration.sum` over --profile, which runs one commit.
+// tokens). The keys are things seen again with a little noise, or, with a budget, only things that
+// are new, so that every key makes another go; a kernel by kernel breakdown is `ncu --metrics gpu__time_duration.sum` over --profile, which runs one commit.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime_api.h>
 
@@ -26,6 +26,7 @@ namespace {
 struct Case {
   const char* name;
   int64_t layers, all_layers, heads, dim, tokens, chunk, time_pairs, frames_apart;
+  int64_t budget_frames;  // of keys; 0: all are kept
   double dense_ms;  // of the chunk or the frame, what the cost is compared with; 0: unknown
 };
 
@@ -46,7 +47,9 @@ class Inputs {
       const int64_t thing = frame % c_.frames_apart * c_.tokens + t % c_.tokens;
       const TimeRotation rotation(options_.tempcache.time_pairs, options_.tempcache.time_theta,
                                   frame);
-      const size_t own = static_cast<size_t>(thing * 7919 * row + (keys ? 0 : 31));
+      // 8,192 things, or none that was there before.
+      const size_t own = static_cast<size_t>(
+          thing * (7919 * row + (c_.budget_frames > 0 ? 13 : 0)) + (keys ? 0 : 31));
       const size_t noise = static_cast<size_t>((frame * 104729 + t * 1299709) * 13 + 5);
       for (size_t i = 0; i < x.size(); ++i)
         x[i] = pool_[(own + i) & kMask] + 0.05F * pool_[(noise + 3 * i) & kMask];
@@ -79,6 +82,7 @@ void run(const Case& c, AnnEngine ann, bool profile) {
   options.tempcache.time_pairs = c.time_pairs;
   options.tempcache.ann = ann;
   options.tempcache.merge_threshold = 0.8;
+  if (c.budget_frames > 0) options.tempcache.budget_tokens = c.budget_frames * c.tokens;
   options.batch = make_commit_batch(ctx);
   std::vector<std::unique_ptr<KvCache>> caches;
   for (int64_t i = 0; i < c.layers; ++i) caches.push_back(make_cache(ctx, options));
@@ -90,7 +94,7 @@ void run(const Case& c, AnnEngine ann, bool profile) {
   cudaEvent_t begin, end;
   cuda::check(cudaEventCreate(&begin), "event");
   cuda::check(cudaEventCreate(&end), "event");
-  const int64_t first_seen_again = c.frames_apart + 6;
+  const int64_t first_seen_again = (c.budget_frames > 0 ? c.budget_frames : c.frames_apart) + 6;
   const int64_t last = first_seen_again + 9 * c.chunk;
   for (int64_t frame = 0; frame < last; frame += c.chunk) {
     const Tensor hk = inputs.rows(frame, true), hv = inputs.rows(frame, false);
@@ -144,8 +148,10 @@ int main(int argc, char** argv) {
   const bool profile = argc > 1 && std::strcmp(argv[argc - 1], "--profile") == 0;
   const std::string only = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
   try {
-    for (const Case& c : {Case{"world", 8, 8, 6, 64, 128, 1, 8, 14, 0},
-                          Case{"wan", 6, 30, 12, 128, 1560, 3, 22, 21, 450}}) {
+    for (const Case& c : {Case{"world", 8, 8, 6, 64, 128, 1, 8, 14, 0, 0},
+                          Case{"wan", 6, 30, 12, 128, 1560, 3, 22, 21, 0, 450},
+                          Case{"wan-8", 6, 30, 12, 128, 1560, 3, 22, 1000, 8, 450},
+                          Case{"wan-21", 6, 30, 12, 128, 1560, 3, 22, 1000, 21, 450}}) {
       if (!only.empty() && only != c.name) continue;
       run(c, AnnEngine::kLsh, profile);
       if (!profile) run(c, AnnEngine::kQuant, profile);

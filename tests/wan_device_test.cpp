@@ -85,6 +85,8 @@ class Played {
     text_ = Tensor(Device{}, DType::kF32, {8, transformer_->config().text_dim});
     Context host({}, 1);
     noise_of_seed(host, 1)({0, 0}, text_.view().reshape({1, text_.numel()}));
+    const View padding = text_.view().rows(5, 8);
+    std::fill_n(padding.data<float>(), padding.numel(), 0.0F);
     if (options.is_rolling)
       rollout = std::make_unique<RollingRollout>(ctx, *transformer_, text_, options, 0);
     else

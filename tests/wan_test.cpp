@@ -198,6 +198,36 @@ TEST_F(Wan, OnlyDistancesInTimeMatter) {
     EXPECT_NEAR(flows[0].data<float>()[i], flows[1].data<float>()[i], 1e-4);
 }
 
+// A prompt's padding is read as one key that counts as many.
+TEST_F(Wan, PaddingIsOneKey) {
+  const View padding = text_.view().rows(3, 8);
+  std::fill_n(padding.data<float>(), padding.numel(), 0.0F);
+
+  class KeysRead final : public PassObserver {
+   public:
+    void on_cross_attention(int64_t, const AttentionRead& read) override {
+      most = std::max<int64_t>(most, read.kv.heads[0][0].num_keys);
+    }
+
+    int64_t most = 0;
+  };
+
+  std::vector<Tensor> chunks;
+  for (const char* method : {"", "annca-quant"}) {
+    WanOptions options = sized(self_forcing_options());
+    options.method = choose_method(ctx_, options, transformer_->config(), method, {});
+    options.method->dense_steps = std::vector<int64_t>{0, 1, 2, 3};  // nothing is left out
+    ChunkRollout rollout(ctx_, *transformer_, text_, options);
+    KeysRead read;
+    rollout.observe(&read);
+    chunks.push_back(frames(3));
+    rollout.next_chunk(ctx_, noise_of_seed(ctx_, 3), chunks.back());
+    EXPECT_EQ(read.most, *method == 0 ? 4 : 8);
+  }
+  for (int64_t i = 0; i < chunks[0].numel(); ++i)
+    EXPECT_NEAR(chunks[0].data<float>()[i], chunks[1].data<float>()[i], 1e-4);
+}
+
 // How many frames every pass reads, its own included.
 class FramesRead final : public PassObserver {
  public:

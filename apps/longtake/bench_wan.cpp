@@ -39,7 +39,7 @@ namespace {
 
 constexpr int kWarmUp = 2;       // chunks: one lives, one is recorded
 constexpr int kTimedChunks = 3;  // around the history asked for
-constexpr int64_t kTextLen = 512;
+constexpr int64_t kTextLen = 512, kPromptTokens = 64;  // the rest is padding
 
 double gib(double bytes) {
   return bytes / 0x1p30;
@@ -159,6 +159,8 @@ class WanBench {
     bench_.heading(
         "history: latent frames that dense attention reads, the chunk's own included; committed "
         "from a made-up scene, not rolled out");
+    bench_.heading(fmt::format("prompt: {} tokens and padding up to {}, which is one key",
+                               kPromptTokens, kTextLen));
     load(config_.num_layers);
     matmul_ms_ = time_products();
     for (const std::string& name : methods) run_method(name);
@@ -232,6 +234,9 @@ class WanBench {
       }
       if (rollout == nullptr) {
         const Tensor text = Tensor::zeros({}, DType::kF32, {kTextLen, config_.text_dim});
+        Context host({}, ctx_.threads());
+        fill_normal(host, 7, Tensor::zeros({}, DType::kI64, {1}), 0,
+                    text.view().rows(0, kPromptTokens));
         rollout = std::make_unique<ChunkRollout>(ctx_, *transformer_, text, options);
       }
       report(name, history, *rollout, time_chunks(*rollout, history));
@@ -346,11 +351,13 @@ class WanBench {
     const double passes = static_cast<double>(rollout.method().num_steps) + 1;
     const double attention = all * times.attention;
     size_t cache = 0, used = 0;
-    int64_t entries = 0;
+    int64_t entries = 0, merged = 0, evicted = 0;
     for (const LayerState& layer : rollout.layers()) {
       cache += layer.memory.cache->bytes();
       used += layer.memory.cache->bytes_used();
       entries = std::max(entries, layer.memory.cache->entries());
+      merged += layer.memory.cache->merge_counts().merged;
+      evicted += layer.memory.cache->merge_counts().evicted;
     }
     const double total = all * times.total, products = layers * passes * matmul_ms_ * all;
     const double device =
@@ -374,6 +381,8 @@ class WanBench {
          {"commits_alone_ms", all * times.commit},
          {"density", density_},
          {"keys", entries},
+         {"merged", merged},
+         {"evicted", evicted},
          {"cache_gib", gib(static_cast<double>(cache))},
          {"cache_used_gib", gib(static_cast<double>(used))},
          {"device_gib", gib(device)},

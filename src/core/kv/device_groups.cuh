@@ -91,6 +91,11 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+// Where a sign stands in a code: 12 in each 16 bytes, which are what a thread of four reads of them.
+__device__ inline int code_byte_of(int sign) {
+  return sign / 12 * 16 + sign % 12;
+}
+
 // A block: codes of mapped vectors rows [kRows, D], all in shared memory; directions [D, kSigns]
 // there, which only signs need. to(i) is where the i-th goes; those for which wants(i) is false
 // stay. All threads, kThreads a multiple of 64.
@@ -100,6 +105,7 @@ __device__ inline void write_codes(const Groups& g, const float (*rows)[D], cons
   if (g.ann == AnnEngine::kLsh) {
     constexpr int kOwn = kRows / (kThreads / 64);
     const int sign = threadIdx.x % 64, first = threadIdx.x / 64 * kOwn;
+    const int byte = sign < kSigns ? code_byte_of(sign) : (sign - kSigns) / 4 * 16 + 12 + sign % 4;
     float dots[kOwn] = {};
     if (sign < kSigns) {
       for (int i = 0; i < D; i += 4) {
@@ -119,7 +125,7 @@ __device__ inline void write_codes(const Groups& g, const float (*rows)[D], cons
 #pragma unroll
     for (int row = 0; row < kOwn; ++row) {
       if (wants(first + row))
-        to(first + row).code[sign] = sign >= kSigns ? 0 : dots[row] > 0 ? 1 : -1;
+        to(first + row).code[byte] = sign >= kSigns ? 0 : dots[row] > 0 ? 1 : -1;
     }
     return;
   }

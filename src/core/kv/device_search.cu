@@ -4,15 +4,17 @@
 // Both kinds of code are 8-bit vectors whose dot product ranks the groups: signs as +-1, of which
 // 48 - dot is twice the number that differ, and quantised vectors, which with their scales give a
 // squared distance. So the search is a product of matrices on the tensor cores, and what is left to
-// do for a pair is one comparison with the query's bar. A warp keeps 32 queries; what passes a bar
-// goes to the query's list in shared memory, and a list that is full is cut to its best 8, the last
-// of which is the new bar.
+// do for a pair is one comparison with the query's bar: of signs the products start at what the bar
+// wants, so that it is the sign of the sum. A warp keeps 32 queries; what passes a bar goes to the
+// query's list in shared memory, and a list that is full is cut to its best 8, the last of which is
+// the new bar.
 //
-// The first bar comes from a look at some of the groups that keeps no names: their lanes are
+// The first bar comes from a look at some of the groups that keeps no names: lanes and turns are
 // disjoint parts, so that the 8th best of the parts' best is no better than the 8th best of all.
-// Where keys are few (a frame of a small model) the 8 warps of a block share the groups of the same
-// 32 queries, their parts and their lists; where they are many every warp has queries of its own,
-// and what the warps read of the groups they read together.
+// What passes costs more than what does not, so the look is worth half of all groups where they are
+// many. Where keys are few (a frame of a small model) the 8 warps of a block share the groups of
+// the same 32 queries, their parts and their lists; where they are many every warp has queries of
+// its own, and what the warps read of the groups they read together.
 #include <cmath>
 #include <type_traits>
 
@@ -21,33 +23,47 @@
 namespace longtake::cuda {
 namespace {
 
-constexpr int kWarps = 8, kTiles = 2;  // of a block; of 16 queries, a warp's
+constexpr int kWarps = 8, kTiles = 2;  // at most of a block; of 16 queries, a warp's
 constexpr int kQueries = kTiles * 16;  // of a warp
 constexpr int kStep = 8;               // groups a warp looks at at once
-constexpr int kRoom = 40;              // of a list
-using Word = unsigned long long;       // rank above, group below
-constexpr Word kNone = ~0ULL;
+constexpr int kPageSteps = kPageKeys / kStep;
+constexpr int kRoom = 40;               // of a list
 constexpr unsigned kFarthest = ~0U;     // a rank
-constexpr float kSumStart = 0x1.8p23F;  // of products of quantised codes: multiply_all()
+constexpr float kSumStart = 0x1.8p23F;  // of products of quantised codes: multiply()
 
-// D += A B: 16 x 32 and 32 x 8 of 8 bits.
-__device__ inline void multiply(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                uint32_t b0, uint32_t b1) {
+// D = A B + C: 16 x 32 and 32 x 8 of 8 bits.
+__device__ inline void multiply_32(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                   uint32_t b0, uint32_t b1, const int (&c)[4]) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+      "{%10,%11,%12,%13};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]),
+        "r"(c[3]));
 }
 
-__device__ inline Word warp_min(Word x) {
+// D += A B: 16 x 16 and 16 x 8 of 8 bits.
+__device__ inline void multiply_16(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(b0));
+}
+
+__device__ inline unsigned warp_min(unsigned x) {
+  return __reduce_min_sync(~0U, x);
+}
+
+__device__ inline unsigned long long warp_min(unsigned long long x) {
   const auto high = static_cast<unsigned>(x >> 32);
   const unsigned least = __reduce_min_sync(~0U, high);
   const unsigned low = high == least ? static_cast<unsigned>(x) : ~0U;
-  return static_cast<Word>(least) << 32 | __reduce_min_sync(~0U, low);
+  return static_cast<unsigned long long>(least) << 32 | __reduce_min_sync(~0U, low);
 }
 
 // The least of two words of every lane, kCandidates times over; lane i keeps the i-th.
+template <typename Word>
 __device__ inline Word best_of(Word a, Word b) {
+  constexpr Word kNone = ~Word{0};
   Word own = kNone;
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -73,6 +89,8 @@ __device__ inline float value_of(unsigned rank) {
 // How near a group is to a query, by signs: their dot product, the more the nearer.
 struct SignRule {
   using Value = int;
+  using Word = unsigned;              // rank above, group below
+  static constexpr int kGroupBits = 25;
   static constexpr Value kWorst = -1000;
 
   __device__ static bool is_nearer(Value a, Value b) { return a > b; }
@@ -88,6 +106,8 @@ struct SignRule {
 // By quantised vectors: their squared distance.
 struct QuantRule {
   using Value = float;
+  using Word = unsigned long long;
+  static constexpr int kGroupBits = 32;
   static constexpr Value kWorst = INFINITY;
 
   __device__ static bool is_nearer(Value a, Value b) { return a < b; }
@@ -100,6 +120,7 @@ struct QuantRule {
 };
 
 // A warp's list of each of its queries.
+template <typename Word>
 struct Lists {
   Word words[kQueries][kRoom];
   int counts[kQueries];
@@ -110,8 +131,9 @@ struct Parts {
   unsigned best[kQueries][kWarps * 8];
 };
 
+template <typename Word>
 union Room {
-  Lists lists[kWarps];
+  Lists<Word> lists[kWarps];
   Parts parts;
 };
 
@@ -135,6 +157,7 @@ class Queries {
   static constexpr int kChunks = kBytes / 64;
   using Rule = std::conditional_t<kSignCodes, SignRule, QuantRule>;
   using Value = typename Rule::Value;
+  using Sums = int[4];  // rows quad and quad + 8 of a tile by groups 2 in_quad and 2 in_quad + 1
 
   __device__ Queries(const Groups& g, int head, int first) {
     const int lane = threadIdx.x % 32, quad = lane / 4, in_quad = lane % 4;
@@ -157,34 +180,48 @@ class Queries {
     }
   }
 
-  // Products with rows quad and quad + 8 of the tile and groups 2 in_quad and 2 in_quad + 1, row by
-  // row. Sums that start at the bits of 1.5 * 2^23 are floats as they stand: |dot| < 2^22.
-  __device__ void multiply_all(int tile, const Step<kBytes>& step, int (&dot)[4]) const {
-    for (int& x : dot) x = kSignCodes ? 0 : 0x4b400000;  // bits of kSumStart
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const uint4 low = code_[tile][0][chunk], high = code_[tile][1][chunk], b = step.code[chunk];
-      multiply(dot, low.x, high.x, low.y, high.y, b.x, b.y);
-      multiply(dot, low.z, high.z, low.w, high.w, b.z, b.w);
-    }
+  // Products without regard to the bar. Sums of quantised codes start at the bits of 1.5 * 2^23 and
+  // are floats as they stand: |dot| < 2^22.
+  __device__ void multiply(int tile, const Step<kBytes>& step, Sums& sums) const {
+    constexpr int kStart = kSignCodes ? 0 : 0x4b400000;  // bits of kSumStart
+    multiply_from({kStart, kStart, kStart, kStart}, tile, step, sums);
   }
 
-  // Of the i-th product; numbers: scales and squares.
-  __device__ Value value(int tile, int i, int dot, const float4& numbers) const {
+  // Products of which refusal() and value() are asked.
+  __device__ void compare(int tile, const Step<kBytes>& step, Sums& sums) const {
+    if constexpr (kSignCodes)
+      multiply_from({start_[tile][0], start_[tile][0], start_[tile][1], start_[tile][1]}, tile,
+                    step, sums);
+    else
+      multiply(tile, step, sums);
+  }
+
+  // Of the i-th of multiply()'s sums; numbers: scales and squares.
+  __device__ Value plain_value(int tile, int i, int sum, const float4& numbers) const {
     if constexpr (kSignCodes) {
-      return dot;
+      return sum;
     } else {
       const float scale = i % 2 ? numbers.y : numbers.x;
       const float square = i % 2 ? numbers.w : numbers.z;
       const float product = __fmul_rn(__fmul_rn(__fmul_rn(2.0F, scale_[tile][i / 2]), scale),
-                                      __fsub_rn(__int_as_float(dot), kSumStart));
+                                      __fsub_rn(__int_as_float(sum), kSumStart));
       return __fsub_rn(__fadd_rn(square_[tile][i / 2], square), product);
     }
   }
 
+  // Of the i-th of compare()'s.
+  __device__ Value value(int tile, int i, int sum, const float4& numbers) const {
+    if constexpr (kSignCodes)
+      return sum - start_[tile][i / 2];
+    else
+      return plain_value(tile, i, sum, numbers);
+  }
+
   __device__ void set_bar(int tile, int half, Value bar) {
-    bar_[tile][half] = bar;
-    if constexpr (!kSignCodes) {
+    if constexpr (kSignCodes) {
+      start_[tile][half] = -bar - 1;
+    } else {
+      bar_[tile][half] = bar;
       const float scale = scale_[tile][half];
       inverse_[tile][half] = scale > 0 ? 1 / scale : 0;
       const float limit = (square_[tile][half] - bar) * inverse_[tile][half];
@@ -193,26 +230,52 @@ class Queries {
   }
 
   __device__ Value bar(int tile, int half) const {
-    return bar_[tile][half];
+    if constexpr (kSignCodes)
+      return -start_[tile][half] - 1;
+    else
+      return bar_[tile][half];
   }
 
-  // Whether the i-th product may pass; numbers: inverses.
-  __device__ bool may_pass(int tile, int i, int dot, const float4& numbers) const {
+  // Negative: none of a tile's sums can pass; numbers: inverses.
+  __device__ int refusal(int tile, const Sums& sums, const float4& numbers) const {
     if constexpr (kSignCodes) {
-      return dot > bar_[tile][i / 2];
+      return sums[0] & sums[1] & sums[2] & sums[3];
     } else {
       constexpr float kSlack = 4;
-      const float inverse = i % 2 ? numbers.z : numbers.x;
-      const float square = i % 2 ? numbers.w : numbers.y;
-      const float least = fmaf(square, inverse_[tile][i / 2], kSumStart - kSlack);
-      return __int_as_float(dot) > fmaf(limit_[tile][i / 2], inverse, least);
+      bool any = false;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float inverse = i % 2 ? numbers.z : numbers.x;
+        const float square = i % 2 ? numbers.w : numbers.y;
+        const float least = fmaf(square, inverse_[tile][i / 2], kSumStart - kSlack);
+        any |= __int_as_float(sums[i]) > fmaf(limit_[tile][i / 2], inverse, least);
+      }
+      return any ? 0 : -1;
     }
   }
 
  private:
+  // Of signs every fourth of a code has 12 bytes that count (code_byte_of() in device_groups.cuh).
+  __device__ void multiply_from(const int (&start)[4], int tile, const Step<kBytes>& step,
+                                Sums& sums) const {
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const uint4 low = code_[tile][0][chunk], high = code_[tile][1][chunk], b = step.code[chunk];
+      if (chunk == 0)
+        multiply_32(sums, low.x, high.x, low.y, high.y, b.x, b.y, start);
+      else
+        multiply_32(sums, low.x, high.x, low.y, high.y, b.x, b.y, sums);
+      if constexpr (kSignCodes)
+        multiply_16(sums, low.z, high.z, b.z);
+      else
+        multiply_32(sums, low.z, high.z, low.w, high.w, b.z, b.w, sums);
+    }
+  }
+
   uint4 code_[kTiles][2][kChunks];
   float scale_[kTiles][2], square_[kTiles][2], inverse_[kTiles][2], limit_[kTiles][2];
-  Value bar_[kTiles][2];
+  Value bar_[kTiles][2];   // of quantised codes
+  int start_[kTiles][2];   // of signs: sums that start here are not negative if they pass
 };
 
 // Reads what is known of one head's groups, eight at a time.
@@ -221,7 +284,7 @@ class Steps {
  public:
   __device__ Steps(const Groups& g, int head)
       : pages_(g.pages + static_cast<int64_t>(head) * g.most_pages),
-        codes_(g.codes),
+        codes_(g.codes + threadIdx.x % 32 / 4 * kBytes + threadIdx.x % 4 * 16),
         scales_(g.scales),
         squares_(g.squares),
         inverses_(g.inverses) {}
@@ -247,42 +310,92 @@ class Steps {
     }
   }
 
-  // Scales and squares.
-  __device__ float4 numbers(int at) const {
-    if constexpr (kSignCodes) {
-      return {};
-    } else {
-      const int64_t row = row_of_step(at) + 2 * (threadIdx.x % 4);
-      const float2 scale = __ldg(reinterpret_cast<const float2*>(scales_ + row));
-      const float2 square = __ldg(reinterpret_cast<const float2*>(squares_ + row));
-      return {scale.x, scale.y, square.x, square.y};
+  // Calls body(at, pair, a, b, load) for every two of 0, kStride, 2 kStride, ... of all pages up to
+  // the one of end - 1, whose last may lie behind the end: page after page, so that a step costs
+  // one load and no search for its place. pair: 0, 1 in turn, or always 0; load() once a and b have
+  // been read.
+  template <bool kExact, int kStride, typename Body>
+  __device__ void for_pairs(int end, const Body& body) const {
+    constexpr int kPairs = kSignCodes ? 2 : 1;  // under way
+    constexpr int kEach = 2 * kPairs;
+    static_assert(kPageSteps % (kEach * kStride) == 0);
+    const int pages = (end + kPageSteps - 1) / kPageSteps;
+    if (pages == 0) return;
+    Step<kBytes> ahead[kEach];
+    int64_t row = row_of_page(0);
+    const int8_t* code = codes_ + row * kBytes;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) ahead[i] = load<kExact>(code, row, i * kStride);
+    for (int page = 0; page < pages; ++page) {
+      const int64_t next_row = row_of_page(min(page + 1, pages - 1));
+      const int8_t* const next_code = codes_ + next_row * kBytes;
+#pragma unroll 1
+      for (int at = 0; at < kPageSteps; at += kEach * kStride) {
+        const bool turns = at + kEach * kStride == kPageSteps;
+        code = turns ? next_code : code + kEach * kStride * kStep * kBytes;
+        if constexpr (!kSignCodes) row = turns ? next_row : row + kEach * kStride * kStep;
+#pragma unroll
+        for (int i = 0; i < kEach; i += 2) {
+          body(page * kPageSteps + at + i * kStride, i / 2, ahead[i], ahead[i + 1], [&] {
+            ahead[i] = load<kExact>(code, row, i * kStride);
+            ahead[i + 1] = load<kExact>(code, row, (i + 1) * kStride);
+          });
+        }
+      }
     }
   }
 
+  // Scales and squares.
+  __device__ float4 numbers(int at) const {
+    if constexpr (kSignCodes)
+      return {};
+    else
+      return exact_numbers(row_of_step(at));
+  }
+
  private:
+  __device__ int64_t row_of_page(int page) const {
+    return int64_t{__ldg(pages_ + page)} * kPageKeys;
+  }
+
   __device__ int64_t row_of_step(int at) const {
-    constexpr int kPerPage = kPageKeys / kStep;
-    return int64_t{__ldg(pages_ + at / kPerPage)} * kPageKeys + at % kPerPage * kStep;
+    return row_of_page(at / kPageSteps) + at % kPageSteps * kStep;
+  }
+
+  __device__ float4 exact_numbers(int64_t row) const {
+    row += 2 * (threadIdx.x % 4);
+    const float2 scale = __ldg(reinterpret_cast<const float2*>(scales_ + row));
+    const float2 square = __ldg(reinterpret_cast<const float2*>(squares_ + row));
+    return {scale.x, scale.y, square.x, square.y};
   }
 
   template <bool kExact>
   __device__ Step<kBytes> load(int at) const {
-    const int lane = threadIdx.x % 32;
     const int64_t row = row_of_step(at);
-    const int8_t* code = codes_ + (row + lane / 4) * kBytes + lane % 4 * 16;
+    return load<kExact>(codes_ + row * kBytes, row, 0);
+  }
+
+  // The step `ahead` of those that begin at a row; code: what this lane reads of the first.
+  template <bool kExact>
+  __device__ Step<kBytes> load(const int8_t* code, int64_t row, int ahead) const {
     Step<kBytes> out;
 #pragma unroll
     for (int chunk = 0; chunk < kBytes / 64; ++chunk)
-      out.code[chunk] = __ldg(reinterpret_cast<const uint4*>(code + chunk * 64));
-    if constexpr (kExact)
-      out.numbers = numbers(at);
-    else if constexpr (!kSignCodes)
-      out.numbers = __ldg(reinterpret_cast<const float4*>(inverses_ + row + 2 * (lane % 4)));
+      out.code[chunk] = __ldg(reinterpret_cast<const uint4*>(code + ahead * kStep * kBytes) +
+                              4 * chunk);
+    row += ahead * kStep;
+    if constexpr (kSignCodes)
+      out.numbers = {};
+    else if constexpr (kExact)
+      out.numbers = exact_numbers(row);
+    else
+      out.numbers =
+          __ldg(reinterpret_cast<const float4*>(inverses_ + row + 2 * (threadIdx.x % 4)));
     return out;
   }
 
   const int32_t* pages_;
-  const int8_t* codes_;
+  const int8_t* codes_;  // the lane's part of the first step's
   const float *scales_, *squares_;
   const float2* inverses_;
 };
@@ -304,117 +417,216 @@ __device__ bool may_join(const Groups& g, int64_t key, int64_t row) {
          static_cast<double>(g.most_error);
 }
 
-// A warp: exact distances of the candidates that its first lanes hold, from the nearest on.
-template <int D>
-__device__ void write_candidates(const Groups& g, int head, int token, Word best) {
+// The i-th of kCount sums over all lanes, in lanes i and beyond, kCount apart.
+template <int kCount>
+__device__ float warp_sums(float (&x)[kCount]) {
   const int lane = threadIdx.x % 32;
-  const int64_t key = static_cast<int64_t>(head) * g.frames.tokens + token;
-  int64_t rows[kCandidates];
-  int groups[kCandidates];
-  float squares[kCandidates] = {};
 #pragma unroll
-  for (int i = 0; i < kCandidates; ++i) {
-    const Word word = __shfl_sync(~0U, best, i);
-    groups[i] = word == kNone ? -1 : static_cast<int>(word & 0xffffffffU);
-    rows[i] = groups[i] < 0 ? 0 : row_of(g, head, groups[i]);
-  }
+  for (int half = kCount / 2; half > 0; half /= 2) {
 #pragma unroll
-  for (int d = lane; d < D; d += 32) {
-    const float own = g.new_mapped[key * D + d];
-#pragma unroll
-    for (int i = 0; i < kCandidates; ++i) {
-      const float way = own - (groups[i] < 0 ? 0.0F : g.mapped[rows[i] * D + d]);
-      squares[i] = fmaf(way, way, squares[i]);
+    for (int i = 0; i < half; ++i) {
+      const bool upper = (lane & half) != 0;
+      const float sent = upper ? x[i] : x[i + half];
+      x[i] = (upper ? x[i + half] : x[i]) + __shfl_xor_sync(~0U, sent, half);
     }
   }
-  float own_square = INFINITY;
-  int own_group = -1;
+  float sum = x[0];
+#pragma unroll
+  for (int way = kCount; way < 32; way *= 2) sum += __shfl_xor_sync(~0U, sum, way);
+  return sum;
+}
+
+// A warp: exact distances of the candidates, whose groups its first lanes hold (-1: none), from the
+// nearest on.
+template <int D>
+__device__ void write_candidates(const Groups& g, int head, int token, int group) {
+  const int lane = threadIdx.x % 32;
+  const int64_t key = static_cast<int64_t>(head) * g.frames.tokens + token;
+  if (lane >= kCandidates) group = -1;
+  const int64_t row = group < 0 ? 0 : row_of(g, head, group);
+  float squares[kCandidates] = {};
+  constexpr int kOwn = D / 32;
+  using Part = std::conditional_t<kOwn == 4, float4, float2>;
+  const auto part_of = [&](const float* vectors, int64_t at) {
+    return *reinterpret_cast<const Part*>(vectors + at * D + lane * kOwn);
+  };
+  const Part own = part_of(g.new_mapped, key);
+  const auto add_square = [](float a, float b, float& sum) {
+    const float way = a - b;
+    sum = fmaf(way, way, sum);
+  };
 #pragma unroll
   for (int i = 0; i < kCandidates; ++i) {
-    const float square = warp_sum(squares[i]);
-    bool near = groups[i] >= 0 && square < g.most_square;
-    if (near) near = may_join<D>(g, key, rows[i]);
-    if (lane != i) continue;
-    own_group = groups[i];
-    own_square = near ? square : INFINITY;
+    const int64_t other_row = __shfl_sync(~0U, row, i);
+    const Part other = part_of(g.mapped, other_row);
+    add_square(own.x, other.x, squares[i]);
+    add_square(own.y, other.y, squares[i]);
+    if constexpr (kOwn == 4) {
+      add_square(own.z, other.z, squares[i]);
+      add_square(own.w, other.w, squares[i]);
+    }
   }
+  float square = warp_sums(squares);  // lane i: the i-th
+  bool near = group >= 0 && square < g.most_square;
+  if (g.most_error != 0) {
+    for (unsigned left = __ballot_sync(~0U, near); left != 0; left &= left - 1) {
+      const int i = __ffs(static_cast<int>(left)) - 1;
+      const bool joins = may_join<D>(g, key, __shfl_sync(~0U, row, i));
+      if (lane == i) near = joins;
+    }
+  }
+  if (!near) square = INFINITY;
   int place = 0;
 #pragma unroll
   for (int i = 0; i < kCandidates; ++i) {
-    const float square = __shfl_sync(~0U, own_square, i);
-    const int group = __shfl_sync(~0U, own_group, i);
+    const float other = __shfl_sync(~0U, square, i);
+    const int other_group = __shfl_sync(~0U, group, i);
     const bool is_before =
-        square < own_square ||
-        (square == own_square && (group < own_group || (group == own_group && i < lane)));
+        other < square ||
+        (other == square && (other_group < group || (other_group == group && i < lane)));
     place += is_before ? 1 : 0;
   }
   if (lane >= kCandidates) return;
-  g.candidates[key * kCandidates + place] = own_group;
-  g.distances[key * kCandidates + place] = own_square;
+  g.candidates[key * kCandidates + place] = group;
+  g.distances[key * kCandidates + place] = square;
+}
+
+// The 8th best of a query's 16 parts, of which every lane of a quad has four.
+template <typename Rule>
+__device__ typename Rule::Value eighth_of(const typename Rule::Value (&own)[4]) {
+  using Value = typename Rule::Value;
+  int as_near[4] = {};
+#pragma unroll
+  for (int way = 0; way < 4; ++way) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const Value other = way == 0 ? own[j] : __shfl_xor_sync(~0U, own[j], way);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) as_near[k] += Rule::is_nearer(own[k], other) ? 0 : 1;
+    }
+  }
+  Value best = Rule::kWorst;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    if (as_near[k] >= kCandidates && Rule::is_nearer(own[k], best)) best = own[k];
+  }
+#pragma unroll
+  for (int way = 1; way < 4; way *= 2) {
+    const Value other = __shfl_xor_sync(~0U, best, way);
+    if (Rule::is_nearer(other, best)) best = other;
+  }
+  return best;
 }
 
 // kBytes: of a code. kSignCodes: by hashing. kShares: warps that share the groups of the same
 // queries. Grid: tiles of queries, heads, layers.
 template <int D, int kBytes, bool kSignCodes, int kShares>
-__global__ void __launch_bounds__(kWarps * 32, 2)
+__global__ void __launch_bounds__(kWarps * 32, kSignCodes ? 3 : 2)
     search_kernel(const Groups* __restrict__ layers, int step) {
   using Own = Queries<kBytes, kSignCodes>;
   using Rule = typename Own::Rule;
   using Value = typename Rule::Value;
+  using Word = typename Rule::Word;
+  using Sums = typename Own::Sums;
+  constexpr Word kNone = ~Word{0};
   extern __shared__ uint4 memory[];
-  auto& room = *reinterpret_cast<Room*>(memory);
+  auto& room = *reinterpret_cast<Room<Word>*>(memory);
   const Groups& g = layers[blockIdx.z];
   if (!retiring(g, step).is_due) return;
   const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quad = lane / 4, in_quad = lane % 4;
   const int share = warp % kShares;
   const int tokens = g.frames.tokens;
-  const int first = (blockIdx.x * (kWarps / kShares) + warp / kShares) * kQueries;
+  const int first = (blockIdx.x * (blockDim.x / 32 / kShares) + warp / kShares) * kQueries;
   if (first >= tokens) return;  // of all warps that share
   const int size = g.most_square > 0 ? g.sizes[head] : 0;
   Own queries(g, head, first);
   const Steps<kBytes, kSignCodes> steps(g, head);
-  // Shares are every kShares-th step.
   const int all_steps = (size + kStep - 1) / kStep, full_steps = size / kStep;
+  constexpr int kEnough = 512;  // steps of which every one is looked at
 
   // The first bar.
-  Value best[kTiles][4];
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    for (Value& x : best[tile]) x = Rule::kWorst;
-  }
-  constexpr int kEnough = 512;  // steps of which every one is looked at
-  const int apart = min(max(full_steps / kEnough, 1), 4);
-  steps.template for_each<true>(
-      share, full_steps, kShares * apart, [&](int, const Step<kBytes>& groups) {
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          int dot[4];
-          queries.multiply_all(tile, groups, dot);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const Value x = queries.value(tile, i, dot[i], groups.numbers);
-            if (Rule::is_nearer(x, best[tile][i])) best[tile][i] = x;
-          }
-        }
-      });
   if constexpr (kShares == 1) {
+    Value best[4][kTiles][2];  // of turns of signs, and of turns and columns
+#pragma unroll
+    for (auto& part : best) {
+#pragma unroll
+      for (auto& tile : part) tile[0] = tile[1] = Rule::kWorst;
+    }
+    const auto look = [&](auto stride) {
+      constexpr int kStride = decltype(stride)::value;
+      steps.template for_pairs<true, kStride>(
+          full_steps, [&](int at, int pair, const Step<kBytes>& a, const Step<kBytes>& b,
+                          const auto& load) {
+            Sums sums[2][kTiles];
+            const float4 numbers[2] = {a.numbers, b.numbers};
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile) {
+              queries.multiply(tile, a, sums[0][tile]);
+              queries.multiply(tile, b, sums[1][tile]);
+            }
+            load();
+#pragma unroll
+            for (int turn = 0; turn < 2; ++turn) {
+              if (at + turn * kStride >= full_steps) break;
+#pragma unroll
+              for (int tile = 0; tile < kTiles; ++tile) {
+                const Sums& own = sums[turn][tile];
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                  if constexpr (kSignCodes) {
+                    Value& most = best[2 * pair + turn][tile][half];
+                    most = __vimax3_s32(most, own[2 * half], own[2 * half + 1]);
+                  } else {
+#pragma unroll
+                    for (int column = 0; column < 2; ++column) {
+                      const int i = 2 * half + column;
+                      Value& least = best[2 * turn + column][tile][half];
+                      least = fminf(least, queries.plain_value(tile, i, own[i], numbers[turn]));
+                    }
+                  }
+                }
+              }
+            }
+          });
+    };
+    if (full_steps > kEnough)
+      look(std::integral_constant<int, 2>());
+    else
+      look(std::integral_constant<int, 1>());
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const Value a = best[tile][2 * half], b = best[tile][2 * half + 1];
-        Value last = Rule::is_nearer(a, b) ? b : a;
-        for (int way = 1; way < 4; way *= 2) {
-          const Value other = __shfl_xor_sync(~0U, last, way);
-          if (Rule::is_nearer(last, other)) last = other;
-        }
+        const Value own[4] = {best[0][tile][half], best[1][tile][half], best[2][tile][half],
+                              best[3][tile][half]};
+        const Value last = eighth_of<Rule>(own);
         queries.set_bar(tile, half,
                         last == Rule::kWorst ? Rule::kWorst : Rule::bar(Rule::rank(last) + 1));
       }
     }
   } else {
     static_assert(kShares == kWarps, "parts of a block's warps");
+    Value best[kTiles][4];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      for (Value& x : best[tile]) x = Rule::kWorst;
+    }
+    // Shares are every kShares-th step.
+    const int apart = min(max(full_steps / kEnough, 1), 4);
+    steps.template for_each<true>(
+        share, full_steps, kShares * apart, [&](int, const Step<kBytes>& groups) {
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            Sums sums;
+            queries.multiply(tile, groups, sums);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const Value x = queries.plain_value(tile, i, sums[i], groups.numbers);
+              if (Rule::is_nearer(x, best[tile][i])) best[tile][i] = x;
+            }
+          }
+        });
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -430,8 +642,9 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const unsigned* parts = room.parts.best[warp * kOwn + i];
-      const Word found = best_of(static_cast<Word>(parts[lane]) << 32 | lane,
-                                 static_cast<Word>(parts[32 + lane]) << 32 | (32 + lane));
+      using Ranked = unsigned long long;  // parts may have one rank
+      const Ranked found = best_of(static_cast<Ranked>(parts[lane]) << 32 | lane,
+                                   static_cast<Ranked>(parts[32 + lane]) << 32 | (32 + lane));
       last[i] = static_cast<unsigned>(__shfl_sync(~0U, found, kCandidates - 1) >> 32);
     }
     __syncthreads();
@@ -451,9 +664,13 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   }
 
   // What passes.
-  Lists& own = room.lists[warp];
+  Lists<Word>& own = room.lists[warp];
   own.counts[lane] = 0;
   __syncwarp();
+  const auto rank_in = [](Word word) { return static_cast<unsigned>(word >> Rule::kGroupBits); };
+  const auto group_in = [](Word word) {
+    return word == kNone ? -1 : static_cast<int>(word & ((Word{1} << Rule::kGroupBits) - 1));
+  };
   // The list of a query is cut to its best, by the whole warp.
   const auto cut = [&](int query) {
     Word* words = own.words[query];
@@ -472,40 +689,69 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (query == tile * 16 + half * 8 + quad)
-          queries.set_bar(tile, half, Rule::bar(static_cast<unsigned>(last >> 32)));
+          queries.set_bar(tile, half, Rule::bar(rank_in(last)));
       }
     }
   };
-  steps.template for_each<false>(
-      share, all_steps, kShares, [&](int at, const Step<kBytes>& groups) {
-        int dot[kTiles][4];
-        bool any = false;
+  // Of a step's sums those that do.
+  const auto take = [&](int at, int tile, const Sums& sums, const float4& numbers) {
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          queries.multiply_all(tile, groups, dot[tile]);
+    for (int i = 0; i < 4; ++i) {
+      const int group = at * kStep + 2 * in_quad + i % 2;
+      const Value x = queries.value(tile, i, sums[i], numbers);
+      if (!Rule::is_nearer(x, queries.bar(tile, i / 2)) || group >= size) continue;
+      const int query = tile * 16 + i / 2 * 8 + quad;
+      const int place = atomicAdd(&own.counts[query], 1);
+      own.words[query][place] =
+          static_cast<Word>(Rule::rank(x)) << Rule::kGroupBits | static_cast<Word>(group);
+    }
+    __syncwarp();
+    unsigned full = __ballot_sync(~0U, own.counts[lane] > kRoom - kStep);
+    for (; full != 0; full &= full - 1) cut(__ffs(static_cast<int>(full)) - 1);
+  };
+  if constexpr (kShares == 1) {
+    steps.template for_pairs<false, 1>(
+        all_steps, [&](int at, int /*pair*/, const Step<kBytes>& a, const Step<kBytes>& b,
+                       const auto& load) {
+          Sums sums[2][kTiles];
+          int refused[2][kTiles];
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            any |= queries.may_pass(tile, i, dot[tile][i], groups.numbers);
-        }
-        if (!__any_sync(~0U, any)) return;
-        const float4 numbers = steps.numbers(at);
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int group = at * kStep + 2 * in_quad + i % 2;
-            const Value x = queries.value(tile, i, dot[tile][i], numbers);
-            if (!Rule::is_nearer(x, queries.bar(tile, i / 2)) || group >= size) continue;
-            const int query = tile * 16 + i / 2 * 8 + quad;
-            const int place = atomicAdd(&own.counts[query], 1);
-            own.words[query][place] =
-                static_cast<Word>(Rule::rank(x)) << 32 | static_cast<unsigned>(group);
+          for (int tile = 0; tile < kTiles; ++tile) {
+            queries.compare(tile, a, sums[0][tile]);
+            queries.compare(tile, b, sums[1][tile]);
+            refused[0][tile] = queries.refusal(tile, sums[0][tile], a.numbers);
+            refused[1][tile] = queries.refusal(tile, sums[1][tile], b.numbers);
           }
-        }
-        __syncwarp();
-        unsigned full = __ballot_sync(~0U, own.counts[lane] > kRoom - kStep);
-        for (; full != 0; full &= full - 1) cut(__ffs(static_cast<int>(full)) - 1);
-      });
+          load();
+          const int all = refused[0][0] & refused[0][1] & refused[1][0] & refused[1][1];
+          if (__all_sync(~0U, all < 0)) return;
+#pragma unroll
+          for (int turn = 0; turn < 2; ++turn) {
+            if (at + turn >= all_steps) break;
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile) {
+              if (!__all_sync(~0U, refused[turn][tile] < 0))
+                take(at + turn, tile, sums[turn][tile], steps.numbers(at + turn));
+            }
+          }
+        });
+  } else {
+    steps.template for_each<false>(
+        share, all_steps, kShares, [&](int at, const Step<kBytes>& groups) {
+          Sums sums[kTiles];
+          int refused[kTiles];
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            queries.compare(tile, groups, sums[tile]);
+            refused[tile] = queries.refusal(tile, sums[tile], groups.numbers);
+          }
+          if (__all_sync(~0U, (refused[0] & refused[1]) < 0)) return;
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            if (!__all_sync(~0U, refused[tile] < 0)) take(at, tile, sums[tile], steps.numbers(at));
+          }
+        });
+  }
 
   // The best of all shares, exactly.
   if constexpr (kShares == 1) {
@@ -515,7 +761,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       const int count = own.counts[query];
       const Word found =
           best_of(lane < count ? words[lane] : kNone, lane + 32 < count ? words[lane + 32] : kNone);
-      write_candidates<D>(g, head, first + query, found);
+      write_candidates<D>(g, head, first + query, group_in(found));
     }
   } else {
     __syncthreads();
@@ -540,7 +786,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
         }
         found = best_of(word, found);
       }
-      write_candidates<D>(g, head, first + query, found);
+      write_candidates<D>(g, head, first + query, group_in(found));
     }
   }
 }
@@ -550,25 +796,29 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 void search_groups(const GroupBatch& batch, int step, cudaStream_t stream) {
   const Groups& groups = *batch.host;
   const int tokens = groups.frames.tokens;
-  const auto launch = [&](auto kernel, int shares) {
-    const int block_queries = kWarps / shares * kQueries;
-    const dim3 grid(static_cast<unsigned>((tokens + block_queries - 1) / block_queries),
+  // Blocks of warps with queries of their own are as alike as the number of tokens allows.
+  const int warps = (tokens + kQueries - 1) / kQueries, blocks = (warps + kWarps - 1) / kWarps;
+  const auto launch = [&](auto kernel, int shares, size_t bytes) {
+    const bool shared = shares > 1;
+    const dim3 grid(static_cast<unsigned>(shared ? warps : blocks),
                     static_cast<unsigned>(groups.layout.num_heads),
                     static_cast<unsigned>(batch.count));
-    constexpr int kBytes = static_cast<int>(sizeof(Room));
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+    const int block_warps = shared ? kWarps : (warps + blocks - 1) / blocks;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
           "search");
-    kernel<<<grid, kWarps * 32, kBytes, stream>>>(batch.layers, step);
+    kernel<<<grid, block_warps * 32, bytes, stream>>>(batch.layers, step);
   };
   constexpr int kMany = 512;  // tokens of a frame
+  constexpr size_t kSigned = sizeof(Room<SignRule::Word>), kQuantised = sizeof(Room<QuantRule::Word>);
   for_head_dim(groups.layout.head_dim, [&]<int D>() {
     const bool shared = tokens <= kMany;
     if (groups.ann == AnnEngine::kLsh)
-      shared ? launch(search_kernel<D, 64, true, kWarps>, kWarps)
-             : launch(search_kernel<D, 64, true, 1>, 1);
+      shared ? launch(search_kernel<D, 64, true, kWarps>, kWarps, kSigned)
+             : launch(search_kernel<D, 64, true, 1>, 1, kSigned);
     else
-      shared ? launch(search_kernel<D, D, false, kWarps>, kWarps)
-             : launch(search_kernel<D, D, false, 1>, 1);
+      shared ? launch(search_kernel<D, D, false, kWarps>, kWarps, kQuantised)
+             : launch(search_kernel<D, D, false, 1>, 1, kQuantised);
   });
   check(cudaGetLastError(), "search");
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -207,15 +208,16 @@ size_t PageStore::bytes() const {
   return num_pages_ * page_bytes(dtype_, head_dim_);
 }
 
-KvPages::KvPages(Context& ctx, View k, View v) {
+KvPages::KvPages(Context& ctx, View k, View v, int64_t last_count) {
   expect_rank("keys", k, 3);
   expect_float("keys", k);
   expect_shape("values", v, k.shape());
   expect_dtype("values", v, k.dtype());
+  LONGTAKE_CHECK(last_count == 1 || (last_count > 1 && k.dim(0) > 0), last_count);
   dtype_ = k.dtype();
   head_dim_ = k.dim(2);
   if (ctx.device().kind == DeviceKind::kCuda) {
-    if constexpr (kHasCuda) device_ = cuda::pack_tokens(ctx, k, v, buffer_);
+    if constexpr (kHasCuda) device_ = cuda::pack_tokens(ctx, k, v, last_count, buffer_);
     return;
   }
   const int64_t tokens = k.dim(0);
@@ -230,6 +232,10 @@ KvPages::KvPages(Context& ctx, View k, View v) {
       KvPage page = page_at(data, dtype_, head_dim_);
       clear_page(page, dtype_, head_dim_);
       append_tokens(page, k, v, head, begin, std::min(kPageTokens, tokens - begin));
+      if (last_count > 1 && begin + kPageTokens >= tokens) {
+        page.bias[page.num_keys - 1] = std::log(static_cast<float>(last_count));
+        page.has_bias = true;
+      }
       heads_[static_cast<size_t>(head)].push_back(page);
     }
   }

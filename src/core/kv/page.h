@@ -44,8 +44,9 @@ namespace cuda {
 struct DevicePages;
 int64_t num_heads(const DevicePages& pages);
 // k, v [T, N, D] f32 | bf16 packed into pages in `store`, which is allocated; it must live as long
-// as what is returned.
-std::shared_ptr<const DevicePages> pack_tokens(Context& ctx, View k, View v, Buffer& store);
+// as what is returned. The last token counts as `last_count`.
+std::shared_ptr<const DevicePages> pack_tokens(Context& ctx, View k, View v, int64_t last_count,
+                                               Buffer& store);
 }  // namespace cuda
 
 // What attention reads: for each head its pages, in any order.
@@ -118,8 +119,8 @@ class PageStore {
 class KvPages {
  public:
   KvPages() = default;
-  // k, v [T, N, D] f32 | bf16.
-  KvPages(Context& ctx, View k, View v);
+  // k, v [T, N, D] f32 | bf16. last_count: of equal tokens that the last one stands for.
+  KvPages(Context& ctx, View k, View v, int64_t last_count = 1);
 
   KvView view() const { return {dtype_, head_dim_, heads_, device_.get()}; }
 

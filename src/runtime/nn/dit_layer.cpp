@@ -9,14 +9,16 @@ View row(View matrix, int64_t index) {
 }
 
 void set_prompts(Context& ctx, View text, const FeedForward& embedding, DType compute,
-                 std::span<const DitLayer> layers, std::span<LayerState> states) {
+                 std::span<const DitLayer> layers, std::span<LayerState> states,
+                 int64_t last_count) {
   const Workspace::Scope scope(ctx.workspace());
   const Shape shape{text.dim(0), embedding.down->out_features()};
   const View wide = ctx.workspace().take(DType::kF32, shape);
   const View embedded = ctx.workspace().take(compute, shape);
   embedding.forward(ctx, text, wide);
   convert(ctx, wide, embedded);
-  for (size_t n = 0; n < layers.size(); ++n) layers[n].set_prompt(ctx, embedded, states[n].prompt);
+  for (size_t n = 0; n < layers.size(); ++n)
+    layers[n].set_prompt(ctx, embedded, states[n].prompt, last_count);
 }
 
 View frame_rows(View x, int64_t index, int64_t num_frames) {
@@ -39,10 +41,10 @@ void DitLayer::list(WeightTable& table, const std::string& name, const DitSizes&
   ffn.list(table, name + "ffn", sizes.dim, sizes.ffn_dim, sizes.dim, compute);
 }
 
-void DitLayer::set_prompt(Context& ctx, View embedded, Prompt& prompt) const {
+void DitLayer::set_prompt(Context& ctx, View embedded, Prompt& prompt, int64_t last_count) const {
   const Workspace::Scope scope(ctx.workspace());
   const Heads heads = cross_attn.keys_and_values(ctx, embedded);
-  prompt.set(ctx, KvPages(ctx, heads.k, heads.v));
+  prompt.set(ctx, KvPages(ctx, heads.k, heads.v, last_count));
 }
 
 void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const {

@@ -82,8 +82,8 @@ struct DitLayer {
             const Shape& modulation_shape, DType compute);
 
   // The keys and values of a prompt or an image, from its embedded tokens [T, dim] in the compute
-  // dtype.
-  void set_prompt(Context& ctx, View embedded, Prompt& prompt) const;
+  // dtype. last_count: of equal tokens that the last one stands for.
+  void set_prompt(Context& ctx, View embedded, Prompt& prompt, int64_t last_count = 1) const;
 
   // x [L, dim] f32, in place; L is a multiple of the number of frames.
   void run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
@@ -98,9 +98,10 @@ struct DitLayer {
 };
 
 // Sets the prompt of every layer from text [T, text_dim] f32: embedded in f32 by `embedding`, then
-// in `compute` as the layers read it. states: one a layer.
+// in `compute` as the layers read it. states: one a layer. last_count: as DitLayer::set_prompt.
 void set_prompts(Context& ctx, View text, const FeedForward& embedding, DType compute,
-                 std::span<const DitLayer> layers, std::span<LayerState> states);
+                 std::span<const DitLayer> layers, std::span<LayerState> states,
+                 int64_t last_count = 1);
 
 // The rows of x that belong to frame `index` of `num_frames`.
 View frame_rows(View x, int64_t index, int64_t num_frames);

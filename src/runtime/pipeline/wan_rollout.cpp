@@ -43,6 +43,20 @@ int64_t frames_behind_sink(const WanOptions& options) {
          (options.is_rolling ? 0 : options.sink_frames);
 }
 
+// Rows of zeros at the end of an encoded prompt: they become equal keys.
+int64_t count_padding(Context& ctx, View text) {
+  const Tensor host({}, DType::kF32, text.shape());
+  copy(ctx, text, host);
+  ctx.synchronize();
+  const int64_t width = text.dim(1);
+  const float* end = host.data<float>() + text.numel();
+  int64_t rows = 0;
+  while (rows < text.dim(0) && std::all_of(end - (rows + 1) * width, end - rows * width,
+                                           [](float x) { return x == 0.0F; }))
+    ++rows;
+  return rows;
+}
+
 // What a method leaves open is the model's, what it says counts.
 WanOptions resolved(WanOptions options, const wan::TransformerConfig& config) {
   if (!options.method) options.method = own_method(options);
@@ -239,9 +253,15 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
 
 void WanRollout::set_text(Context& ctx, View text) {
   const Workspace::Scope scope(ctx.workspace());
-  const View here = ctx.workspace().take(DType::kF32, text.shape());
-  copy(ctx, text, here);
-  transformer_.set_text(ctx, here, layers_);
+  // What chooses of the prompt or counts for its tokens knows them one by one.
+  const bool apart = std::any_of(layers_.begin(), layers_.end(), [](const LayerState& layer) {
+    return layer.prompt.selector != nullptr || layer.prompt.buckets != nullptr;
+  });
+  const int64_t padding = apart ? 1 : std::max<int64_t>(1, count_padding(ctx, text));
+  const View read = text.rows(0, text.dim(0) - padding + 1);
+  const View here = ctx.workspace().take(DType::kF32, read.shape());
+  copy(ctx, read, here);
+  transformer_.set_text(ctx, here, layers_, padding);
   forget_recordings(ctx);
 }
 
@@ -256,11 +276,7 @@ void WanRollout::remember_keys(Context& ctx, View q, View k, View v) {
   const ChunkPosition position{next_frame_, num_frames};
   prepare(ctx, num_frames);
   set_clock(ctx, clock_, next_frame_);
-  for (LayerState& layer : layers_) {
-    KvCache& cache = *layer.memory.cache;
-    if (cache.wants_queries()) cache.observe_queries(ctx, q, position);
-    cache.commit(ctx, k, v, position);
-  }
+  for (LayerState& layer : layers_) layer.memory.cache->commit_chunk(ctx, q, k, v, position);
   for (LayerState& layer : layers_) layer.memory.cache->join_commits();
   next_frame_ += num_frames;
 }

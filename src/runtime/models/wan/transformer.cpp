@@ -110,13 +110,15 @@ Transformer::Transformer(const TransformerConfig& config, DType compute, DType r
                {.stored = {}, .row_order = head_rows(config.out_channels)});
 }
 
-void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers) const {
-  if (!image_embedding_) return set_prompts(ctx, text, text_embedding_, compute_, layers_, layers);
+void Transformer::set_text(Context& ctx, View text, std::span<LayerState> layers,
+                           int64_t last_count) const {
+  if (!image_embedding_)
+    return set_prompts(ctx, text, text_embedding_, compute_, layers_, layers, last_count);
   const Workspace::Scope scope(ctx.workspace());
   const View embedded = ctx.workspace().take(compute_, {text.dim(0), config_.dim});
   image_embedding_->forward(ctx, text, embedded);
   for (size_t n = 0; n < layers_.size(); ++n)
-    layers_[n].set_prompt(ctx, embedded, layers[n].prompt);
+    layers_[n].set_prompt(ctx, embedded, layers[n].prompt, last_count);
 }
 
 Level Transformer::level(Context& ctx, double timestep) const {
