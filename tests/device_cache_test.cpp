@@ -255,13 +255,14 @@ TEST_F(DeviceCacheTest, FullShowsWhatTheCpuShows) {
 
 TEST_F(DeviceCacheTest, WindowShowsWhatTheCpuShows) {
   for (const int64_t chunk : {1, 3}) {
-    for (const int64_t tokens : {40, 128, 200}) {
+    for (const int64_t tokens : {40, 128, 150, 170, 200}) {
       SCOPED_TRACE(str(chunk, " frames of ", tokens, " tokens"));
       CacheOptions options = options_of("window", DType::kBF16, 2, 128, tokens, chunk);
       options.sink_frames = 2;
-      options.window_frames = 4;
+      options.window_frames = tokens == 150 ? 7 : 4;
+      options.reads_whole = tokens != 200;  // of 150 and 170 tokens 5 and 3 frames share a page
       Pair pair(options);
-      for (uint32_t i = 0; i < 6; ++i) {
+      for (uint32_t i = 0; i < 8; ++i) {
         const Tensor k = chunk_of(options, 10 * i), v = chunk_of(options, 10 * i + 1);
         pair.current(v, k);
         pair.expect_equal();
@@ -662,9 +663,12 @@ TEST_F(DeviceCacheTest, CommitsTogetherEqualCommitsApart) {
 TEST_F(DeviceCacheTest, SavedStatesChangeDevices) {
   std::vector<CacheOptions> all = {
       options_of("full", DType::kF32, 2, 64, 100), options_of("window", DType::kBF16, 2, 64, 100),
-      merging(DType::kF32, 2, 64, 128), merging(DType::kBF16, 2, 128, 100)};
+      merging(DType::kF32, 2, 64, 128), merging(DType::kBF16, 2, 128, 100),
+      options_of("window", DType::kF32, 2, 64, 140)};
   all[1].window_frames = 3;
   all[3].tempcache.ann = AnnEngine::kQuant;
+  all[4].window_frames = 5;
+  all[4].reads_whole = true;
   for (const CacheOptions& options : all) {
     SCOPED_TRACE(options.memory);
     Pair pair(options);

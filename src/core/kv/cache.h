@@ -77,6 +77,9 @@ struct CacheOptions {
   // Null: it does not wait.
   std::shared_ptr<CommitBatch> batch;
   bool page_summaries = false;  // CUDA: keep what AnnSA chooses pages by
+  // CUDA, window: no pass reads a part of what is kept (set_reading()), so that frames may share
+  // pages.
+  bool reads_whole = false;
   TempCacheOptions tempcache;
 };
 

@@ -24,11 +24,21 @@ struct Room {
   int work = 0, history = 0, pool = 0;
 };
 
-// Keys of a head that start a page of their own, in the order of a saved state.
+// Keys of a head that start a page of their own in a saved state, in its order.
 struct KeyRun {
   int64_t keys = 0;
   std::vector<int32_t> pages;  // of the store
   std::vector<float> values;   // [keys, D] before they were weighted; empty: those of the pages
+  bool shares_last = false;    // the last page, with other runs
+  int last_row = 0;            // where the run's keys begin there
+
+  int32_t page_of(int64_t key) const { return pages[static_cast<size_t>(key / kPageKeys)]; }
+
+  bool is_shared(int64_t key) const { return shares_last && page_of(key) == pages.back(); }
+
+  int row_of(int64_t key) const {
+    return static_cast<int>(key % kPageKeys) + (is_shared(key) ? last_row : 0);
+  }
 };
 
 class DeviceCache : public KvCache {

@@ -80,8 +80,13 @@ std::vector<KeyRun> DeviceCache::frame_runs(int head, int64_t held, int64_t ring
   const int64_t end = sink ? std::min(held, int64_t{frames_.sink}) : held;
   for (int64_t index = begin; index < end; ++index) {
     KeyRun run{frames_.tokens, {}, {}};
-    for (int i = 0; i < frames_.pages; ++i)
+    run.shares_last = !sink && frames_.per_page > 0;
+    for (int i = 0; i < (run.shares_last ? frames_.own_pages() : frames_.pages); ++i)
       run.pages.push_back(layout().history(head, frames_.page_of(index) + i));
+    if (run.shares_last) {
+      run.pages.push_back(layout().history(head, frames_.shared_page_of(index)));
+      run.last_row = frames_.shared_row_of(index);
+    }
     out.push_back(run);
   }
   return out;
@@ -93,6 +98,9 @@ void DeviceCache::save(std::ostream& out) const {
   PageStore pages({}, options_.dtype, options_.head_dim);
   KvPage page = pages.take();
   HostedPage from(layout());
+  const auto place = [&](int32_t number) {
+    return layout().store + static_cast<size_t>(number) * from.size();
+  };
   const auto dim = static_cast<size_t>(options_.head_dim);
   std::vector<float> key(dim), value(dim);
   for (int head = 0; head < layout().num_heads; ++head) {
@@ -102,14 +110,10 @@ void DeviceCache::save(std::ostream& out) const {
     write_int(out, count);
     for (const KeyRun& run : all) {
       for (int64_t i = 0; i < run.keys; ++i) {
-        const auto row = static_cast<int>(i % kPageKeys);
+        const int row = run.row_of(i);
         const int64_t slot = i % kPageTokens;
-        if (row == 0)
-          check(cudaMemcpy(from.data(),
-                           layout().store +
-                               static_cast<size_t>(run.pages[static_cast<size_t>(i / kPageKeys)]) *
-                                   from.size(),
-                           from.size(), cudaMemcpyDeviceToHost),
+        if (i % kPageKeys == 0)
+          check(cudaMemcpy(from.data(), place(run.page_of(i)), from.size(), cudaMemcpyDeviceToHost),
                 "cache");
         if (slot == 0) {
           clear_page(page, options_.dtype, options_.head_dim);
@@ -155,6 +159,14 @@ void DeviceCache::load(std::istream& in) {
     };
     if (!read_policy(in, state, keys)) refuse();
     HostedPage to(layout());
+    const auto place = [&](int32_t number) {
+      return layout().store + static_cast<size_t>(number) * to.size();
+    };
+    const int first_shared = frames_.history_pages() - frames_.shared_pages(frames_.ring);
+    for (int head = 0; head < layout().num_heads; ++head) {
+      for (int page = first_shared; page < frames_.history_pages(); ++page)
+        check(cudaMemset(place(layout().history(head, page)), 0, to.size()), "cache");
+    }
     const auto dim = static_cast<size_t>(options_.head_dim);
     std::vector<float> key(dim), value(dim);
     for (int head = 0; head < layout().num_heads; ++head) {
@@ -162,8 +174,11 @@ void DeviceCache::load(std::istream& in) {
       size_t page = 0;
       for (const KeyRun& run : runs(head)) {
         for (int64_t i = 0; i < run.keys; ++i) {
-          const auto row = static_cast<int>(i % kPageKeys);
+          const int row = run.row_of(i);
           const int64_t slot = i % kPageTokens;
+          if (run.is_shared(i) && i % kPageKeys == 0)
+            check(cudaMemcpy(to.data(), place(run.page_of(i)), to.size(), cudaMemcpyDeviceToHost),
+                  "cache");
           if (page == list.size() || slot >= list[page].num_keys) refuse();
           const KvPage& from = list[page];
           read_token(from, options_.dtype, options_.head_dim, slot, key.data(), value.data());
@@ -173,16 +188,16 @@ void DeviceCache::load(std::istream& in) {
           to.write(true, row, value.data());
           to.weight(row) = weight;
           if (slot + 1 == kPageTokens || i + 1 == run.keys) ++page;
-          if (row + 1 < kPageKeys && i + 1 < run.keys) continue;
+          if (i % kPageKeys + 1 < kPageKeys && i + 1 < run.keys) continue;
           std::fill(value.begin(), value.end(), 0.0F);
           for (int unused = row + 1; unused < kPageKeys; ++unused) {
+            if (run.is_shared(i) && to.weight(unused) > 0) continue;
             to.write(false, unused, key.data());
             to.write(true, unused, value.data());
             to.weight(unused) = 0;
           }
-          const auto number = static_cast<size_t>(run.pages[static_cast<size_t>(i / kPageKeys)]);
           copy_to_device(reinterpret_cast<const unsigned char*>(to.data()), to.size(),
-                         layout().store + number * to.size());
+                         place(run.page_of(i)));
         }
       }
       if (page != list.size()) refuse();

@@ -12,16 +12,28 @@ constexpr int kThreads = 256;
 constexpr int kParts = 4;  // blocks that share a page: a small chunk has few pages
 constexpr int kRows = kPageKeys / kParts;
 
-// Slots [slot, slot + count) of a page get tokens [token, token + count).
+// Slots [slot, slot + count) of a page get tokens [token, token + count), and those up to `end`
+// repeat the last one.
 struct Slots {
-  int page, slot, token, count;
+  int page, slot, token, count, end;
 };
+
+// Of the frame that came `index`-th, the rest behind its own pages; `next`: behind the last frame of
+// the chunk. What no frame has stood in yet is left to the frame before it.
+__device__ Slots shared_slots_of(const FrameRing& frames, int64_t index, int64_t next) {
+  const int place = frames.place_of(index), first = frames.own_pages() * kPageKeys;
+  const int slot = frames.shared_row_of(index), count = frames.tokens - first;
+  const bool is_last = place + 1 == frames.ring || (place + 1) % frames.per_page == 0;
+  const bool is_behind = index + 1 < next || index + 1 - frames.ring >= frames.sink;
+  const int end = is_last || !is_behind ? kPageKeys : slot + count;
+  return {frames.shared_page_of(index), slot, first, count, end};
+}
 
 __device__ Slots slots_of(const Fill& fill, int head, int block, int tokens) {
   const FrameRing& frames = fill.frames;
   if (fill.place == FillPlace::kWork) {
     const int token = block * kPageKeys;
-    return {fill.layout.work(head, block), 0, token, min(kPageKeys, tokens - token)};
+    return {fill.layout.work(head, block), 0, token, min(kPageKeys, tokens - token), kPageKeys};
   }
   const int64_t held = fill.counters->held;
   if (fill.place == FillPlace::kTokens) {
@@ -29,17 +41,24 @@ __device__ Slots slots_of(const Fill& fill, int head, int block, int tokens) {
     const int slot = block == 0 ? before : 0;
     const int token = block == 0 ? 0 : block * kPageKeys - before;
     const auto page = static_cast<int>(held / kPageKeys) + block;
-    return {fill.layout.history(head, page), slot, token, min(kPageKeys - slot, tokens - token)};
+    return {fill.layout.history(head, page), slot, token, min(kPageKeys - slot, tokens - token),
+            kPageKeys};
   }
   const int frame = block / frames.pages, part = block % frames.pages;
   const int64_t index = held + frame;
   const int in_frame = part * kPageKeys;
   const int count = min(kPageKeys, frames.tokens - in_frame);
   // A frame of the chunk that a later one displaces is not written: two would write one place.
-  if (index >= frames.sink && index + frames.ring < held + tokens / frames.tokens)
-    return {0, 0, 0, 0};
+  const int64_t next = held + tokens / frames.tokens;
+  if (index >= frames.sink && index + frames.ring < next) return {0, 0, 0, 0, 0};
+  if (index >= frames.sink && part == frames.own_pages()) {
+    Slots slots = shared_slots_of(frames, index, next);
+    slots.page = fill.layout.history(head, slots.page);
+    slots.token += frame * frames.tokens;
+    return slots;
+  }
   return {fill.layout.history(head, frames.page_of(index) + part), 0,
-          frame * frames.tokens + in_frame, count};
+          frame * frames.tokens + in_frame, count, kPageKeys};
 }
 
 // Whether a 16-byte chunk holds a number whose exponent has every bit set.
@@ -129,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
   const Page<T> page = Page<T>::of(fill.layout, slots.page);
   for (int i = threadIdx.x; i < kRows * chunks; i += blockDim.x) {
     const int row = part * kRows + i / chunks, chunk = i % chunks;
-    if (row < slots.slot) continue;
+    if (row < slots.slot || row >= slots.end) continue;
     const int from = row - slots.slot;
     const int64_t token = slots.token + min(from, slots.count - 1);
     const int64_t at = (token * gridDim.y + head) * chunks + chunk;
@@ -143,7 +162,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   const int row = part * kRows + threadIdx.x;
-  if (threadIdx.x < kRows && row >= slots.slot)
+  if (threadIdx.x < kRows && row >= slots.slot && row < slots.end)
     page.weights()[row] = row - slots.slot < slots.count ? 1.0F : 0.0F;
 }
 
@@ -177,8 +196,9 @@ __device__ void write_one(const Table& table) {
   const auto sink = static_cast<int>(table.is_ring ? min(held, int64_t{frames.sink}) : 0);
   const auto in_ring = static_cast<int>(ring_frames_read(table, held));
   const int sink_pages = table.shows_sink ? sink * frames.pages : 0;
-  const int others =
-      table.is_ring ? in_ring * frames.pages : static_cast<int>((held + kPageKeys - 1) / kPageKeys);
+  const int own_pages = in_ring * frames.own_pages();
+  const int others = table.is_ring ? own_pages + frames.shared_pages(in_ring)
+                                   : static_cast<int>((held + kPageKeys - 1) / kPageKeys);
   const int fixed = table.work + sink_pages + others;
   const Scan scan = block_scan(own_head < heads ? fixed + pages_for(own_groups) : 0);
   if (own_head <= heads) {
@@ -202,7 +222,12 @@ __device__ void write_one(const Table& table) {
       } else if ((at -= table.work) < sink_pages) {
         page = table.layout.history(head, at + (table.moved_sink < 0 ? 0 : table.moved_sink));
       } else if ((at -= sink_pages) < others) {
-        if (table.is_ring) at = frames.page_of(held - 1 - at / frames.pages) + at % frames.pages;
+        if (table.is_ring && at < own_pages) {
+          const int each = frames.own_pages();
+          at = frames.page_of(held - 1 - at / each) + at % each;
+        } else if (table.is_ring) {
+          at = frames.shared_page_of(frames.sink) + at - own_pages;
+        }
         page = table.layout.history(head, at);
       } else {
         at -= others;
@@ -213,7 +238,8 @@ __device__ void write_one(const Table& table) {
   }
   if (!table.told) return;
   Told& told = *table.told;
-  const int64_t frames_held = sink + min(max(held - frames.sink, int64_t{0}), table.ring_frames);
+  const int64_t ring_held = min(max(held - frames.sink, int64_t{0}), table.ring_frames);
+  const int64_t frames_held = sink + ring_held;
   const auto exact = static_cast<int>(table.is_ring ? frames_held * frames.tokens : held);
   if (own_head < heads) {
     told.entries()[own_head] = exact + own_groups;
@@ -224,7 +250,9 @@ __device__ void write_one(const Table& table) {
   if (threadIdx.x == 0) {
     const Counters& counters = *table.counters;
     const int64_t own =
-        table.is_ring ? frames_held * frames.pages : (held + kPageKeys - 1) / kPageKeys;
+        table.is_ring ? sink * frames.pages + ring_held * frames.own_pages() +
+                            frames.shared_pages(static_cast<int>(ring_held))
+                      : (held + kPageKeys - 1) / kPageKeys;
     told.commits = counters.commits;
     told.held = held;
     told.first_frame = counters.first_frame;

@@ -35,15 +35,40 @@ struct PageLayout {
   bool operator==(const PageLayout&) const = default;
 };
 
-// Frames that stay for ever, then a ring of the most recent ones; each has pages of its own.
+// Frames that stay for ever, then a ring of the most recent ones; each has pages of its own, or
+// those of the ring share them: what does not fill a frame's last page stands behind others' rests.
 struct FrameRing {
   int sink = 0, ring = 0;     // frames
-  int tokens = 0, pages = 0;  // of a frame
+  int tokens = 0, pages = 0;  // of a frame that shares none
+  int per_page = 0;           // frames of the ring whose last pages are one; 0: none are
+
+  // Pages that a frame of the ring has to itself.
+  __host__ __device__ int own_pages() const { return per_page > 0 ? pages - 1 : pages; }
+
+  // Of `frames` of the ring.
+  __host__ __device__ int shared_pages(int frames) const {
+    return per_page > 0 ? (frames + per_page - 1) / per_page : 0;
+  }
+
+  int history_pages() const { return sink * pages + ring * own_pages() + shared_pages(ring); }
 
   // First history page of the frame that came `index`-th.
   __host__ __device__ int page_of(int64_t index) const {
-    const int64_t slot = index < sink ? index : sink + (index - sink) % ring;
-    return static_cast<int>(slot) * pages;
+    if (index < sink) return static_cast<int>(index) * pages;
+    return sink * pages + place_of(index) * own_pages();
+  }
+
+  // Of a frame of a ring that shares pages: the last of its pages, and its first row there.
+  __host__ __device__ int shared_page_of(int64_t index) const {
+    return sink * pages + ring * own_pages() + place_of(index) / per_page;
+  }
+
+  __host__ __device__ int shared_row_of(int64_t index) const {
+    return place_of(index) % per_page * (tokens - own_pages() * kPageKeys);
+  }
+
+  __host__ __device__ int place_of(int64_t index) const {
+    return static_cast<int>((index - sink) % ring);
   }
 
   bool operator==(const FrameRing&) const = default;

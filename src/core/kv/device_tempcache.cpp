@@ -56,7 +56,7 @@ class DeviceTempCache final : public DeviceCache {
       pool = kChunksAtFirst * heads * (chunk_pages_ + 1);
     }
     allocate({pages_for(options.chunk_frames * options.tokens_per_frame),
-              (frames_.sink + frames_.ring) * frames_.pages, pool});
+              frames_.history_pages(), pool});
     // A head that shares a budget may get nearly all of it.
     make_rows(pool, shares() ? pool : pool / heads);
     reset();

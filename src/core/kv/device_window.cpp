@@ -15,17 +15,28 @@ FrameRing ring_of(const CacheOptions& options) {
                 str("window: expected at least 1 frame and 0 sink frames, found ",
                     options.window_frames, " and ", options.sink_frames));
   const int64_t pages = (options.tokens_per_frame + kPageKeys - 1) / kPageKeys;
-  return {static_cast<int>(options.sink_frames), static_cast<int>(options.window_frames),
-          static_cast<int>(options.tokens_per_frame), static_cast<int>(pages)};
+  FrameRing frames{static_cast<int>(options.sink_frames), static_cast<int>(options.window_frames),
+                   static_cast<int>(options.tokens_per_frame), static_cast<int>(pages)};
+  // AnnSA wants a frame's pages to be its own, too.
+  const auto rest = static_cast<int>(options.tokens_per_frame % kPageKeys);
+  if (options.reads_whole && !options.page_summaries && pages > 1 && rest > 0 &&
+      2 * rest <= kPageKeys)
+    frames.per_page = kPageKeys / rest;
+  return frames;
 }
 
 class DeviceWindowCache final : public DeviceCache {
  public:
   DeviceWindowCache(Context& ctx, const CacheOptions& options)
       : DeviceCache(ctx, options, ring_of(options)) {
-    allocate({pages_for(options.chunk_frames * options.tokens_per_frame),
-              (frames_.sink + frames_.ring) * frames_.pages, 0});
+    allocate({pages_for(options.chunk_frames * options.tokens_per_frame), frames_.history_pages(),
+              0});
     DeviceCache::reset();
+  }
+
+  void set_reading(Context& ctx, const HistoryReading& reading) override {
+    LONGTAKE_CHECK(reading.is_everything() || frames_.per_page == 0, "frames share pages");
+    DeviceCache::set_reading(ctx, reading);
   }
 
   void commit(Context&, View k, View v, ChunkPosition position) override {

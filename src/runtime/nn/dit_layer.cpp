@@ -49,8 +49,15 @@ void DitLayer::set_prompt(Context& ctx, View embedded, Prompt& prompt, int64_t l
 
 void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const {
   const Workspace::Scope scope(ctx.workspace());
+  Stream stream(ctx, x, self_attn.compute_dtype(), pass.residual);
+  run(ctx, pass, state, stream);
+  stream.complete();
+}
+
+void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, Stream& stream) const {
+  const Workspace::Scope scope(ctx.workspace());
   const DType compute = self_attn.compute_dtype();
-  Stream stream(ctx, x, compute, pass.residual);
+  const View x = stream.x();
   AttentionObserver on_self, on_cross;
   if (pass.observer != nullptr) {
     on_self = [&](const auto& read) { pass.observer->on_self_attention(pass.index, read); };
@@ -76,8 +83,9 @@ void DitLayer::run(Context& ctx, const LayerPass& pass, LayerState& state, View 
   const View hidden = ctx.workspace().take(compute, {x.dim(0), ffn.up->out_features()});
   project(ctx, stream.normed(modulated(pass, 3)), *ffn.up, ffn.activation, hidden);
   stream.add(hidden, *ffn.down, gate2);
+  if (pass.observer == nullptr) return;
   stream.complete();
-  if (pass.observer != nullptr) pass.observer->on_layer(pass.index, x);
+  pass.observer->on_layer(pass.index, x);
 }
 
 void DitLayer::commit(Context& ctx, const LayerPass& pass, LayerState& state, View x) const {

@@ -87,6 +87,9 @@ struct DitLayer {
 
   // x [L, dim] f32, in place; L is a multiple of the number of frames.
   void run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
+  // The same on a stream that goes through several layers: what the layer adds last waits for the
+  // next one's norm.
+  void run(Context& ctx, const LayerPass& pass, LayerState& state, Stream& stream) const;
 
   // All that a last layer must do in a pass whose output nobody reads: its keys and values join the
   // history at pass.commit. x as run() would take it.

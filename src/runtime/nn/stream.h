@@ -39,10 +39,13 @@ class Stream {
   // workspace. residual bf16: x is rounded after everything that is added to it.
   Stream(Context& ctx, View x, DType compute, DType residual);
 
+  // Of which what was added last is not a part until complete().
+  View x() const { return x_; }
+
   // Valid until the next call.
   LayerInput normed(const StreamNorm& norm);
 
-  // x += (rows W^T + b) * gate, or without a gate.
+  // x += (rows W^T + b) * gate, or without a gate; the gate's views must stay until the next norm.
   void add(View rows, const LinearWeight& weight, const FrameVectors& gate);
 
   // Everything that was added is in x.

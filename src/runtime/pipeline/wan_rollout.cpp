@@ -234,6 +234,7 @@ WanRollout::WanRollout(Context& ctx, const wan::Transformer& transformer, View t
   cache.chunk_frames = options_.chunk_frames;
   cache.batch = make_commit_batch(ctx);
   cache.page_summaries = method().sparse_self;
+  cache.reads_whole = !options_.moves_sink && !options_.is_rolling;
   const int64_t frame_pages = (sizes.frame_tokens + kPageTokens - 1) / kPageTokens;
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (LayerState& layer : layers_) {

@@ -187,16 +187,19 @@ void Transformer::embed(Context& ctx, View x, const Controls* controls, View tok
 
 void Transformer::run_layers(Context& ctx, const Pass& pass, int64_t count,
                              std::optional<ChunkPosition> commit, View tokens) const {
+  const Workspace::Scope scope(ctx.workspace());
+  Stream stream(ctx, tokens, compute_, residual_);
+  FrameModulations frames[2];  // a layer's last gate waits for the next one
   for (int64_t n = 0; n < count; ++n) {
     const auto at = static_cast<size_t>(n);
-    FrameModulations frames;
-    LayerPass layer_pass = make_layer_pass(pass, n, commit, tokens, frames);
+    LayerPass layer_pass = make_layer_pass(pass, n, commit, tokens, frames[n % 2]);
     std::optional<ActionInsert> insert;
     if (at < actions_.size())
       layer_pass.before_ffn = &insert.emplace(
           actions_[at], *pass.controls, pass.controls->memories[at], residual_, commit.has_value());
-    layers_[at].run(ctx, layer_pass, pass.layers[at], tokens);
+    layers_[at].run(ctx, layer_pass, pass.layers[at], stream);
   }
+  stream.complete();
 }
 
 LayerPass Transformer::make_layer_pass(const Pass& pass, int64_t layer,
