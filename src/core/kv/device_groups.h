@@ -12,7 +12,8 @@
 //             look nearest, exactly
 //   pair      pairs from the nearest on; what goes over the budget
 //   merge     keys join their groups
-//   settle    groups over the budget go, keys without a partner start groups
+//   settle    groups over the budget go, keys without a partner start groups; where they are many,
+//             in a launch of its own
 //
 // and once a commit
 //
@@ -111,12 +112,15 @@ struct Groups {
   int32_t* candidates = nullptr;  // [H, T, kCandidates], from the nearest on
   float* distances = nullptr;     // [H, T, kCandidates], squared; infinite: none
   int32_t* joins = nullptr;       // [H, T]: group or -1
-  int32_t* ranks = nullptr;       // [H, T]: among the keys that joined none
-  int32_t* num_new = nullptr;     // [H]
+  int32_t* order = nullptr;       // [H, T]: keys that join none, and from the end those that do
+  int32_t* num_new = nullptr;     // [H]: of the former
   // What leaves: of a head all below an order, and so many of those at it.
   unsigned long long* cuts = nullptr;            // [H]
   int32_t* cut_ties = nullptr;                   // [H]
+  int32_t* num_gone = nullptr;                   // [H]
   int32_t *leaving = nullptr, *tails = nullptr;  // [H, most_leaving()]
+  // Of the last groups, as many as go: the group whose place each takes; -1: it goes itself.
+  int32_t* destinations = nullptr;  // [H, most_leaving()]
 
   __host__ __device__ static int code_bytes_of(AnnEngine ann, int head_dim) {
     return ann == AnnEngine::kLsh ? 64 : head_dim;

@@ -199,7 +199,10 @@ __global__ void __launch_bounds__(kScanned)
     const int ask = token < tokens ? asks[token] : 0;
     const bool is_new = token < tokens && ask == kCandidates;
     const Scan scan = block_scan(is_new ? 1 : 0);
-    if (is_new) g.ranks[first + token] = num_new + scan.before;
+    if (token < tokens) {
+      const int rank = num_new + scan.before;
+      g.order[first + (is_new ? rank : tokens - 1 - (token - rank))] = token;
+    }
     num_new += scan.total;
     if (token >= tokens) continue;
     const int group = is_new ? -1 : g.candidates[(first + token) * kCandidates + ask];
@@ -295,10 +298,12 @@ __global__ void __launch_bounds__(32 * kRows)
   const Retiring old = retiring(g, step);
   if (!old.is_due) return;
   const int head = blockIdx.y, warp = threadIdx.x / 32, tokens = g.frames.tokens;
-  const int token = blockIdx.x * kRows + warp;
-  const int64_t key = static_cast<int64_t>(head) * tokens + token;
-  const int group = token < tokens ? g.joins[key] : -1;
-  const int64_t row = group < 0 ? -1 : row_of(g, head, group);
+  const int joining = tokens - g.num_new[head], index = blockIdx.x * kRows + warp;
+  if (static_cast<int>(blockIdx.x) * kRows >= joining) return;
+  const int64_t first = static_cast<int64_t>(head) * tokens;
+  const int token = index < joining ? g.order[first + tokens - 1 - index] : 0;
+  const int64_t key = first + token;
+  const int64_t row = index < joining ? row_of(g, head, g.joins[key]) : -1;
   load_directions<D, 32 * kRows>(g, room.directions);
   if (threadIdx.x % 32 == 0) rows[warp] = row;
   if (row >= 0) {
@@ -313,17 +318,27 @@ __global__ void __launch_bounds__(32 * kRows)
       [&](int i) { return code_of_group(g, rows[i]); });
 }
 
+// A warp: `count` numbers, a multiple of 4.
+__device__ void copy_row(const float* from, float* to, int count) {
+  for (int i = threadIdx.x % 32; i < count / 4; i += 32)
+    reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
+}
+
+__device__ void copy_code(const int8_t* from, int8_t* to, int bytes) {
+  const int lane = threadIdx.x % 32;
+  if (lane < bytes / 16)
+    reinterpret_cast<uint4*>(to)[lane] = reinterpret_cast<const uint4*>(from)[lane];
+}
+
 // A warp: the group at row `from` gets row `to`, page and all.
 template <typename T, int D>
 __device__ void move_group(const Groups& g, int64_t from, int64_t to) {
   const int lane = threadIdx.x % 32;
-  for (int d = lane; d < D; d += 32) {
-    g.keys[to * D + d] = g.keys[from * D + d];
-    g.values[to * D + d] = g.values[from * D + d];
-    g.mapped[to * D + d] = g.mapped[from * D + d];
-  }
+  copy_row(g.keys + from * D, g.keys + to * D, D);
+  copy_row(g.values + from * D, g.values + to * D, D);
+  copy_row(g.mapped + from * D, g.mapped + to * D, D);
   const int bytes = Groups::code_bytes_of(g.ann, D);
-  for (int i = lane; i < bytes; i += 32) g.codes[to * bytes + i] = g.codes[from * bytes + i];
+  copy_code(g.codes + from * bytes, g.codes + to * bytes, bytes);
   if (lane < kSeen) g.seen[to * kSeen + lane] = g.seen[from * kSeen + lane];
   const Page<T> source = Page<T>::of(g.layout, g.pool + static_cast<int>(from / kPageKeys));
   const Page<T> target = Page<T>::of(g.layout, g.pool + static_cast<int>(to / kPageKeys));
@@ -344,6 +359,59 @@ __device__ void move_group(const Groups& g, int64_t from, int64_t to) {
   }
 }
 
+// A warp: key `token` of the frame starts a group at `row`.
+template <typename T, int D>
+__device__ void start_group(const Groups& g, const Retiring& old, int head, int token,
+                            int64_t row) {
+  const int lane = threadIdx.x % 32;
+  const int64_t key = static_cast<int64_t>(head) * g.frames.tokens + token;
+  copy_row(g.new_keys + key * D, g.keys + row * D, D);
+  copy_row(g.new_mapped + key * D, g.mapped + row * D, D);
+  const int bytes = Groups::code_bytes_of(g.ann, D);
+  copy_code(g.new_codes + key * bytes, g.codes + row * bytes, bytes);
+  const auto frame = static_cast<int>(old.frame);
+  if (lane < kSeen) g.seen[row * kSeen + lane] = lane == 0 ? Seen{frame, frame, 1} : Seen{};
+  // A group of one shows the very bits of its key.
+  const Page<T> source =
+      Page<T>::of(g.layout, g.layout.history(head, old.page + token / kPageKeys));
+  const Page<T> target = Page<T>::of(g.layout, g.pool + static_cast<int>(row / kPageKeys));
+  const int slot = static_cast<int>(row % kPageKeys);
+  constexpr int kPerChunk = Page<T>::kPerChunk;
+  for (int chunk = lane; chunk < D / kPerChunk; chunk += 32) {
+    const uint4 value = source.value_chunk(token % kPageKeys, chunk);
+    target.key_chunk(slot, chunk) = source.key_chunk(token % kPageKeys, chunk);
+    target.value_chunk(slot, chunk) = value;
+    unpack<T>(value, g.values + row * D + chunk * kPerChunk);
+  }
+  if (lane == 0) {
+    target.weights()[slot] = 1;
+    g.scales[row] = g.new_scales[key];
+    g.squares[row] = g.new_squares[key];
+    g.inverses[row] = inverse_of(g.new_scales[key], g.new_squares[key]);
+    g.counts[row] = 1;
+    g.newest[row] = frame;
+    g.radii[row] = 0;
+    g.stale[row] = 0;
+  }
+}
+
+// A warp, behind settle(): the group that is `index`-th from kept on takes the place of one that
+// goes, and a key the place that it leaves.
+template <typename T, int D>
+__device__ void settle_place(const Groups& g, const Retiring& old, int head, int index, int kept) {
+  const int64_t row = row_of(g, head, kept + index);
+  if (index < g.num_gone[head]) {
+    const int to = g.destinations[static_cast<int64_t>(head) * g.most_leaving() + index];
+    if (to >= 0) move_group<T, D>(g, row, row_of(g, head, to));
+    __syncwarp();
+  }
+  if (index >= g.num_new[head]) return;
+  const int token = g.order[static_cast<int64_t>(head) * g.frames.tokens + index];
+  start_group<T, D>(g, old, head, token, row);
+}
+
+constexpr int kManyPlaces = 512;  // tokens of a frame whose places are settled by other blocks, too
+
 // Grid: heads, layers.
 template <typename T, int D>
 __global__ void __launch_bounds__(kScanned)
@@ -351,12 +419,14 @@ __global__ void __launch_bounds__(kScanned)
   const Groups& g = layers[blockIdx.y];
   const Retiring old = retiring(g, step);
   if (!old.is_due) return;
-  const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int tokens = g.frames.tokens, size = g.sizes[head];
+  const int head = blockIdx.x, warp = threadIdx.x / 32;
+  const int tokens = g.frames.tokens, size = g.sizes[head], num_new = g.num_new[head];
   const Word cut = g.cuts[head];
   const int ties = g.cut_ties[head];
-  int32_t* leaving = g.leaving + static_cast<int64_t>(head) * g.most_leaving();
-  int32_t* tails = g.tails + static_cast<int64_t>(head) * g.most_leaving();
+  const int64_t first = static_cast<int64_t>(head) * g.most_leaving();
+  int32_t* leaving = g.leaving + first;
+  int32_t* tails = g.tails + first;
+  int32_t* destinations = g.destinations + first;
   int gone = 0;
   if (cut != 0) {
     int tied = 0;
@@ -373,64 +443,52 @@ __global__ void __launch_bounds__(kScanned)
     // As if they left one by one, the last first, and the last group took each one's number: what
     // stands at size - i when the i-th leaves.
     const int kept = size - gone;
-    for (int i = threadIdx.x; i < gone; i += kScanned) tails[i] = 0;
+    for (int i = threadIdx.x; i < gone; i += kScanned) {
+      tails[i] = 0;
+      destinations[i] = -1;
+    }
     __syncthreads();
     for (int i = threadIdx.x; i < gone; i += kScanned) {
       if (leaving[i] >= kept) tails[leaving[i] - kept] = gone - i;
     }
     __syncthreads();
-    for (int i = warp; i < gone; i += kWarps) {
+    for (int i = threadIdx.x; i < gone; i += kScanned) {
       if (leaving[i] >= kept) continue;
       int from = size - (gone - i);
       for (int before = tails[from - kept]; before != 0; before = tails[from - kept])
         from = size - before;
-      move_group<T, D>(g, row_of(g, head, from), row_of(g, head, leaving[i]));
-    }
-    __syncthreads();
-  }
-  const int kept = size - gone, bytes = Groups::code_bytes_of(g.ann, D);
-  constexpr int kPerChunk = Page<T>::kPerChunk;
-  for (int token = warp; token < tokens; token += kWarps) {
-    const int64_t key = static_cast<int64_t>(head) * tokens + token;
-    if (g.joins[key] >= 0) continue;
-    const int64_t row = row_of(g, head, kept + g.ranks[key]);
-    for (int d = lane; d < D; d += 32) {
-      g.keys[row * D + d] = g.new_keys[key * D + d];
-      g.mapped[row * D + d] = g.new_mapped[key * D + d];
-    }
-    for (int i = lane; i < bytes; i += 32) g.codes[row * bytes + i] = g.new_codes[key * bytes + i];
-    const auto frame = static_cast<int>(old.frame);
-    if (lane < kSeen) g.seen[row * kSeen + lane] = lane == 0 ? Seen{frame, frame, 1} : Seen{};
-    // A group of one shows the very bits of its key.
-    const Page<T> source =
-        Page<T>::of(g.layout, g.layout.history(head, old.page + token / kPageKeys));
-    const Page<T> target = Page<T>::of(g.layout, g.pool + static_cast<int>(row / kPageKeys));
-    const int slot = static_cast<int>(row % kPageKeys);
-    for (int chunk = lane; chunk < D / kPerChunk; chunk += 32) {
-      const uint4 value = source.value_chunk(token % kPageKeys, chunk);
-      target.key_chunk(slot, chunk) = source.key_chunk(token % kPageKeys, chunk);
-      target.value_chunk(slot, chunk) = value;
-      unpack<T>(value, g.values + row * D + chunk * kPerChunk);
-    }
-    if (lane == 0) {
-      target.weights()[slot] = 1;
-      g.scales[row] = g.new_scales[key];
-      g.squares[row] = g.new_squares[key];
-      g.inverses[row] = inverse_of(g.new_scales[key], g.new_squares[key]);
-      g.counts[row] = 1;
-      g.newest[row] = frame;
-      g.radii[row] = 0;
-      g.stale[row] = 0;
+      destinations[from - kept] = leaving[i];
     }
   }
+  const int kept = size - gone;
   if (threadIdx.x == 0) {
-    const int num_new = g.num_new[head];
+    g.num_gone[head] = gone;
     g.sizes[head] = kept + num_new;
     auto* merged = reinterpret_cast<Word*>(&g.counters->merged);
     auto* evicted = reinterpret_cast<Word*>(&g.counters->evicted);
     atomicAdd(merged, static_cast<Word>(tokens - num_new));
     atomicAdd(evicted, static_cast<Word>(gone));
   }
+  if (tokens > kManyPlaces) return;
+  __syncthreads();
+  for (int index = warp; index < max(gone, num_new); index += kWarps)
+    settle_place<T, D>(g, old, head, index, kept);
+}
+
+constexpr int kPlaceWarps = 8;
+
+// Grid: blocks that share a head's places, heads, layers.
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * kPlaceWarps)
+    settle_places_kernel(const Groups* __restrict__ layers, int step) {
+  const Groups& g = layers[blockIdx.z];
+  const Retiring old = retiring(g, step);
+  if (!old.is_due) return;
+  const int head = blockIdx.y, num_new = g.num_new[head], kept = g.sizes[head] - num_new;
+  const int count = max(g.num_gone[head], num_new);
+  const int stride = gridDim.x * kPlaceWarps;
+  for (int index = blockIdx.x * kPlaceWarps + threadIdx.x / 32; index < count; index += stride)
+    settle_place<T, D>(g, old, head, index, kept);
 }
 
 // Grid: layers; a thread a head.
@@ -493,6 +551,11 @@ void settle_groups(const GroupBatch& batch, int step, cudaStream_t stream) {
                   static_cast<unsigned>(batch.count));
   for_pages(batch, [&]<typename T, int D>() {
     settle_kernel<T, D><<<grid, kScanned, 0, stream>>>(batch.layers, step);
+    const int tokens = batch.host->frames.tokens;
+    if (tokens <= kManyPlaces) return;
+    const dim3 places(static_cast<unsigned>((tokens + kPlaceWarps - 1) / kPlaceWarps), grid.x,
+                      grid.y);
+    settle_places_kernel<T, D><<<places, 32 * kPlaceWarps, 0, stream>>>(batch.layers, step);
   });
   check(cudaGetLastError(), "settling groups");
 }

@@ -18,8 +18,8 @@ struct Slots {
   int page, slot, token, count, end;
 };
 
-// Of the frame that came `index`-th, the rest behind its own pages; `next`: behind the last frame of
-// the chunk. What no frame has stood in yet is left to the frame before it.
+// Of the frame that came `index`-th, the rest behind its own pages; `next`: behind the last frame
+// of the chunk. What no frame has stood in yet is left to the frame before it.
 __device__ Slots shared_slots_of(const FrameRing& frames, int64_t index, int64_t next) {
   const int place = frames.place_of(index), first = frames.own_pages() * kPageKeys;
   const int slot = frames.shared_row_of(index), count = frames.tokens - first;
@@ -249,10 +249,9 @@ __device__ void write_one(const Table& table) {
   }
   if (threadIdx.x == 0) {
     const Counters& counters = *table.counters;
-    const int64_t own =
-        table.is_ring ? sink * frames.pages + ring_held * frames.own_pages() +
-                            frames.shared_pages(static_cast<int>(ring_held))
-                      : (held + kPageKeys - 1) / kPageKeys;
+    const int64_t own = table.is_ring ? sink * frames.pages + ring_held * frames.own_pages() +
+                                            frames.shared_pages(static_cast<int>(ring_held))
+                                      : (held + kPageKeys - 1) / kPageKeys;
     told.commits = counters.commits;
     told.held = held;
     told.first_frame = counters.first_frame;

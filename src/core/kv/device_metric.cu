@@ -232,7 +232,8 @@ __device__ void map_rows(const Groups& g, int head, MapRoom<D>& room) {
     return;
   }
   float sums[kOwn] = {};
-  for (int i = 0; i < D; i += 4) {
+  // The map is a lower triangle: what a warp's columns leave out is 0.
+  for (int i = column / 32 * 32; i < D; i += 4) {
     float by[4];
 #pragma unroll
     for (int n = 0; n < 4; ++n) by[n] = room.matrix[(i + n) * D + column];

@@ -6,8 +6,9 @@
 // squared distance. So the search is a product of matrices on the tensor cores, and what is left to
 // do for a pair is one comparison with the query's bar: of signs the products start at what the bar
 // wants, so that it is the sign of the sum. A warp keeps 32 queries; what passes a bar goes to the
-// query's list in shared memory, and a list that is full is cut to its best 8, the last of which is
-// the new bar.
+// query's list in shared memory, of which each of the four lanes that see the query fills a part
+// without asking the others, and a list with a part that is full is cut to its best 8, the last of
+// which is the new bar.
 //
 // The first bar comes from a look at some of the groups that keeps no names: lanes and turns are
 // disjoint parts, so that the 8th best of the parts' best is no better than the 8th best of all.
@@ -27,7 +28,7 @@ constexpr int kWarps = 8, kTiles = 2;  // at most of a block; of 16 queries, a w
 constexpr int kQueries = kTiles * 16;  // of a warp
 constexpr int kStep = 8;               // groups a warp looks at at once
 constexpr int kPageSteps = kPageKeys / kStep;
-constexpr int kRoom = 40;               // of a list
+constexpr int kRoom = 12;               // of a lane's part of a query's list
 constexpr unsigned kFarthest = ~0U;     // a rank
 constexpr float kSumStart = 0x1.8p23F;  // of products of quantised codes: multiply()
 
@@ -89,7 +90,7 @@ __device__ inline float value_of(unsigned rank) {
 // How near a group is to a query, by signs: their dot product, the more the nearer.
 struct SignRule {
   using Value = int;
-  using Word = unsigned;              // rank above, group below
+  using Word = unsigned;  // rank above, group below
   static constexpr int kGroupBits = 25;
   static constexpr Value kWorst = -1000;
 
@@ -119,11 +120,11 @@ struct QuantRule {
   }
 };
 
-// A warp's list of each of its queries.
+// A warp's list of each of its queries, in parts; counts: of those that are done.
 template <typename Word>
 struct Lists {
-  Word words[kQueries][kRoom];
-  int counts[kQueries];
+  Word words[kQueries][4][kRoom];
+  uint8_t counts[kQueries][4];
 };
 
 // Ranks of the best of every part: of a query 8 by each warp.
@@ -190,8 +191,7 @@ class Queries {
   // Products of which refusal() and value() are asked.
   __device__ void compare(int tile, const Step<kBytes>& step, Sums& sums) const {
     if constexpr (kSignCodes)
-      multiply_from({start_[tile][0], start_[tile][0], start_[tile][1], start_[tile][1]}, tile,
-                    step, sums);
+      multiply_from(start_[tile], tile, step, sums);
     else
       multiply(tile, step, sums);
   }
@@ -212,14 +212,14 @@ class Queries {
   // Of the i-th of compare()'s.
   __device__ Value value(int tile, int i, int sum, const float4& numbers) const {
     if constexpr (kSignCodes)
-      return sum - start_[tile][i / 2];
+      return sum - start_[tile][i];
     else
       return plain_value(tile, i, sum, numbers);
   }
 
   __device__ void set_bar(int tile, int half, Value bar) {
     if constexpr (kSignCodes) {
-      start_[tile][half] = -bar - 1;
+      start_[tile][2 * half] = start_[tile][2 * half + 1] = -bar - 1;
     } else {
       bar_[tile][half] = bar;
       const float scale = scale_[tile][half];
@@ -231,7 +231,7 @@ class Queries {
 
   __device__ Value bar(int tile, int half) const {
     if constexpr (kSignCodes)
-      return -start_[tile][half] - 1;
+      return -start_[tile][2 * half] - 1;
     else
       return bar_[tile][half];
   }
@@ -274,8 +274,8 @@ class Queries {
 
   uint4 code_[kTiles][2][kChunks];
   float scale_[kTiles][2], square_[kTiles][2], inverse_[kTiles][2], limit_[kTiles][2];
-  Value bar_[kTiles][2];   // of quantised codes
-  int start_[kTiles][2];   // of signs: sums that start here are not negative if they pass
+  Value bar_[kTiles][2];  // of quantised codes
+  Sums start_[kTiles];    // of signs: sums that start here are not negative if they pass
 };
 
 // Reads what is known of one head's groups, eight at a time.
@@ -381,16 +381,15 @@ class Steps {
     Step<kBytes> out;
 #pragma unroll
     for (int chunk = 0; chunk < kBytes / 64; ++chunk)
-      out.code[chunk] = __ldg(reinterpret_cast<const uint4*>(code + ahead * kStep * kBytes) +
-                              4 * chunk);
+      out.code[chunk] =
+          __ldg(reinterpret_cast<const uint4*>(code + ahead * kStep * kBytes) + 4 * chunk);
     row += ahead * kStep;
     if constexpr (kSignCodes)
       out.numbers = {};
     else if constexpr (kExact)
       out.numbers = exact_numbers(row);
     else
-      out.numbers =
-          __ldg(reinterpret_cast<const float4*>(inverses_ + row + 2 * (threadIdx.x % 4)));
+      out.numbers = __ldg(reinterpret_cast<const float4*>(inverses_ + row + 2 * (threadIdx.x % 4)));
     return out;
   }
 
@@ -556,8 +555,8 @@ __global__ void __launch_bounds__(kWarps * 32, kSignCodes ? 3 : 2)
     const auto look = [&](auto stride) {
       constexpr int kStride = decltype(stride)::value;
       steps.template for_pairs<true, kStride>(
-          full_steps, [&](int at, int pair, const Step<kBytes>& a, const Step<kBytes>& b,
-                          const auto& load) {
+          full_steps,
+          [&](int at, int pair, const Step<kBytes>& a, const Step<kBytes>& b, const auto& load) {
             Sums sums[2][kTiles];
             const float4 numbers[2] = {a.numbers, b.numbers};
 #pragma unroll
@@ -663,78 +662,100 @@ __global__ void __launch_bounds__(kWarps * 32, kSignCodes ? 3 : 2)
     __syncthreads();
   }
 
-  // What passes.
+  // What passes. held: of the lane's parts of lists how much, a byte each of (tile, half).
   Lists<Word>& own = room.lists[warp];
-  own.counts[lane] = 0;
-  __syncwarp();
+  unsigned held = 0;
+  const auto held_of = [](unsigned all, int part) {
+    return static_cast<int>(all >> 8 * part & 255);
+  };
   const auto rank_in = [](Word word) { return static_cast<unsigned>(word >> Rule::kGroupBits); };
   const auto group_in = [](Word word) {
     return word == kNone ? -1 : static_cast<int>(word & ((Word{1} << Rule::kGroupBits) - 1));
   };
-  // The list of a query is cut to its best, by the whole warp.
-  const auto cut = [&](int query) {
-    Word* words = own.words[query];
-    const int count = own.counts[query];
+  const auto query_of = [](int part, int of_quad) { return part * 8 + of_quad; };
+  // The best of the list of a quad's query, by the whole warp.
+  const auto best_in = [&](int part, int of_quad) {
+    const auto& words = own.words[query_of(part, of_quad)];
+    Word two[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int at = lane + 32 * n, lane_part = min(at / kRoom, 3);
+      const int count = held_of(__shfl_sync(~0U, held, of_quad * 4 + lane_part), part);
+      two[n] = at < 4 * kRoom && at % kRoom < count ? words[lane_part][at % kRoom] : kNone;
+    }
+    static_assert(4 * kRoom <= 64);
+    return best_of(two[0], two[1]);
+  };
+  const auto cut = [&](int part, int of_quad) {
     __syncwarp();
-    const Word found =
-        best_of(lane < count ? words[lane] : kNone, lane + 32 < count ? words[lane + 32] : kNone);
+    const Word found = best_in(part, of_quad);
     __syncwarp();
-    if (lane < kCandidates) words[lane] = found;
-    if (lane == 0) own.counts[query] = min(count, kCandidates);
+    constexpr int kEach = kCandidates / 4;
+    if (lane < kCandidates) own.words[query_of(part, of_quad)][lane / kEach][lane % kEach] = found;
     __syncwarp();
+    const unsigned kept = __ballot_sync(~0U, found != kNone) & ((1U << kCandidates) - 1);
     const Word last = __shfl_sync(~0U, found, kCandidates - 1);
+    if (quad != of_quad) return;
+    const auto count = static_cast<unsigned>(__popc(kept >> kEach * in_quad & ((1U << kEach) - 1)));
+    held = (held & ~(255U << 8 * part)) | count << 8 * part;
     if (last == kNone) return;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (query == tile * 16 + half * 8 + quad)
-          queries.set_bar(tile, half, Rule::bar(rank_in(last)));
-      }
+    for (int p = 0; p < 2 * kTiles; ++p) {
+      if (p == part) queries.set_bar(p / 2, p % 2, Rule::bar(rank_in(last)));
     }
   };
-  // Of a step's sums those that do.
-  const auto take = [&](int at, int tile, const Sums& sums, const float4& numbers) {
+  // Of the lane's sums of a step and tile those that do.
+  const auto take = [&](int at, int tile, const Sums& sums) {
+    const float4 numbers = steps.numbers(at);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int group = at * kStep + 2 * in_quad + i % 2;
+      const int group = at * kStep + 2 * in_quad + i % 2, part = 2 * tile + i / 2;
       const Value x = queries.value(tile, i, sums[i], numbers);
       if (!Rule::is_nearer(x, queries.bar(tile, i / 2)) || group >= size) continue;
-      const int query = tile * 16 + i / 2 * 8 + quad;
-      const int place = atomicAdd(&own.counts[query], 1);
-      own.words[query][place] =
+      own.words[query_of(part, quad)][in_quad][held_of(held, part)] =
           static_cast<Word>(Rule::rank(x)) << Rule::kGroupBits | static_cast<Word>(group);
+      held += 1U << 8 * part;
     }
-    __syncwarp();
-    unsigned full = __ballot_sync(~0U, own.counts[lane] > kRoom - kStep);
-    for (; full != 0; full &= full - 1) cut(__ffs(static_cast<int>(full)) - 1);
+  };
+  // A part takes up to four words of two steps.
+  const auto cut_full = [&] {
+    const auto full = [&] {
+      constexpr unsigned kMost = 127 - (kRoom - 4);
+      return (held + kMost * 0x01010101U & 0x80808080U);
+    };
+    for (unsigned lanes = __ballot_sync(~0U, full() != 0); lanes != 0;
+         lanes = __ballot_sync(~0U, full() != 0)) {
+      const int first_lane = __ffs(static_cast<int>(lanes)) - 1;
+      const unsigned parts = __shfl_sync(~0U, full(), first_lane);
+      cut((__ffs(static_cast<int>(parts)) - 8) / 8, first_lane / 4);
+    }
   };
   if constexpr (kShares == 1) {
-    steps.template for_pairs<false, 1>(
-        all_steps, [&](int at, int /*pair*/, const Step<kBytes>& a, const Step<kBytes>& b,
-                       const auto& load) {
-          Sums sums[2][kTiles];
-          int refused[2][kTiles];
+    steps.template for_pairs<false, 1>(all_steps, [&](int at, int /*pair*/, const Step<kBytes>& a,
+                                                      const Step<kBytes>& b, const auto& load) {
+      Sums sums[2][kTiles];
+      int refused[2][kTiles];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        queries.compare(tile, a, sums[0][tile]);
+        queries.compare(tile, b, sums[1][tile]);
+        refused[0][tile] = queries.refusal(tile, sums[0][tile], a.numbers);
+        refused[1][tile] = queries.refusal(tile, sums[1][tile], b.numbers);
+      }
+      load();
+      const int all = refused[0][0] & refused[0][1] & refused[1][0] & refused[1][1];
+      if (__all_sync(~0U, all < 0)) return;
+      if (all >= 0) {
+#pragma unroll
+        for (int turn = 0; turn < 2; ++turn) {
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile) {
-            queries.compare(tile, a, sums[0][tile]);
-            queries.compare(tile, b, sums[1][tile]);
-            refused[0][tile] = queries.refusal(tile, sums[0][tile], a.numbers);
-            refused[1][tile] = queries.refusal(tile, sums[1][tile], b.numbers);
+            if (refused[turn][tile] >= 0) take(at + turn, tile, sums[turn][tile]);
           }
-          load();
-          const int all = refused[0][0] & refused[0][1] & refused[1][0] & refused[1][1];
-          if (__all_sync(~0U, all < 0)) return;
-#pragma unroll
-          for (int turn = 0; turn < 2; ++turn) {
-            if (at + turn >= all_steps) break;
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) {
-              if (!__all_sync(~0U, refused[turn][tile] < 0))
-                take(at + turn, tile, sums[turn][tile], steps.numbers(at + turn));
-            }
-          }
-        });
+        }
+      }
+      cut_full();
+    });
   } else {
     steps.template for_each<false>(
         share, all_steps, kShares, [&](int at, const Step<kBytes>& groups) {
@@ -745,47 +766,39 @@ __global__ void __launch_bounds__(kWarps * 32, kSignCodes ? 3 : 2)
             queries.compare(tile, groups, sums[tile]);
             refused[tile] = queries.refusal(tile, sums[tile], groups.numbers);
           }
-          if (__all_sync(~0U, (refused[0] & refused[1]) < 0)) return;
+          const int all = refused[0] & refused[1];
+          if (__all_sync(~0U, all < 0)) return;
+          if (all >= 0) {
 #pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            if (!__all_sync(~0U, refused[tile] < 0)) take(at, tile, sums[tile], steps.numbers(at));
+            for (int tile = 0; tile < kTiles; ++tile) {
+              if (refused[tile] >= 0) take(at, tile, sums[tile]);
+            }
           }
+          cut_full();
         });
   }
 
   // The best of all shares, exactly.
+  __syncwarp();
   if constexpr (kShares == 1) {
-    __syncwarp();
-    for (int query = 0; query < min(kQueries, tokens - first); ++query) {
-      const Word* words = own.words[query];
-      const int count = own.counts[query];
-      const Word found =
-          best_of(lane < count ? words[lane] : kNone, lane + 32 < count ? words[lane + 32] : kNone);
-      write_candidates<D>(g, head, first + query, group_in(found));
-    }
+    for (int query = 0; query < min(kQueries, tokens - first); ++query)
+      write_candidates<D>(g, head, first + query, group_in(best_in(query / 8, query % 8)));
   } else {
+#pragma unroll
+    for (int part = 0; part < 2 * kTiles; ++part)
+      own.counts[query_of(part, quad)][in_quad] = static_cast<uint8_t>(held_of(held, part));
     __syncthreads();
     constexpr int kOwn = kQueries / kWarps;
+    static_assert(kShares * 4 == 32, "a lane for every part of a query's lists");
     for (int i = 0; i < kOwn; ++i) {
       const int query = warp * kOwn + i;
       if (first + query >= tokens) break;
-      int counts[kShares], total = 0;
-#pragma unroll
-      for (int other = 0; other < kShares; ++other) {
-        counts[other] = room.lists[other].counts[query];
-        total += counts[other];
-      }
+      const Lists<Word>& list = room.lists[lane / 4];
+      const int count = list.counts[query][lane % 4];
+      const int most = __reduce_max_sync(~0U, count);
       Word found = kNone;
-      for (int begin = 0; begin < total; begin += 32) {
-        Word word = kNone;
-        int at = begin + lane;
-#pragma unroll
-        for (int other = 0; other < kShares; ++other) {
-          if (at >= 0 && at < counts[other]) word = room.lists[other].words[query][at];
-          at -= counts[other];
-        }
-        found = best_of(word, found);
-      }
+      for (int n = 0; n < most; ++n)
+        found = best_of(n < count ? list.words[query][lane % 4][n] : kNone, found);
       write_candidates<D>(g, head, first + query, group_in(found));
     }
   }
@@ -810,7 +823,8 @@ void search_groups(const GroupBatch& batch, int step, cudaStream_t stream) {
     kernel<<<grid, block_warps * 32, bytes, stream>>>(batch.layers, step);
   };
   constexpr int kMany = 512;  // tokens of a frame
-  constexpr size_t kSigned = sizeof(Room<SignRule::Word>), kQuantised = sizeof(Room<QuantRule::Word>);
+  constexpr size_t kSigned = sizeof(Room<SignRule::Word>),
+                   kQuantised = sizeof(Room<QuantRule::Word>);
   for_head_dim(groups.layout.head_dim, [&]<int D>() {
     const bool shared = tokens <= kMany;
     if (groups.ann == AnnEngine::kLsh)

@@ -330,7 +330,7 @@ class DeviceTempCache final : public DeviceCache {
     LONGTAKE_CHECK(retired == num_traced_ + 1, retired);
     const auto tokens = static_cast<size_t>(options_.tokens_per_frame);
     const int64_t first_key = (frames_.sink + num_traced_++) * options_.tokens_per_frame;
-    const std::vector<int32_t> joins = on_host(joins_), ranks = on_host(ranks_);
+    const std::vector<int32_t> joins = on_host(joins_), order = on_host(order_);
     const std::vector<int32_t> sizes = on_host(sizes_), num_new = on_host(num_new_);
     std::vector<int32_t> leaving;
     for (size_t head = 0; head < traced_.size(); ++head) {
@@ -352,10 +352,8 @@ class DeviceTempCache final : public DeviceCache {
         own.pop_back();
       }
       own.resize(static_cast<size_t>(sizes[head]));
-      for (size_t token = 0; token < tokens; ++token) {
-        if (joins[head * tokens + token] < 0)
-          own[kept + static_cast<size_t>(ranks[head * tokens + token])] = {key_at(token)};
-      }
+      for (size_t i = 0; kept + i < own.size(); ++i)
+        own[kept + i] = {key_at(static_cast<size_t>(order[head * tokens + i]))};
     }
   }
 
@@ -541,13 +539,15 @@ class DeviceTempCache final : public DeviceCache {
     candidates_ = DeviceArray<int32_t>(keys * kCandidates);
     distances_ = DeviceArray<float>(keys * kCandidates);
     joins_ = DeviceArray<int32_t>(keys);
-    ranks_ = DeviceArray<int32_t>(keys);
+    order_ = DeviceArray<int32_t>(keys);
     num_new_ = zeros<int32_t>(heads);
     cuts_ = DeviceArray<unsigned long long>(heads);
     cut_ties_ = DeviceArray<int32_t>(heads);
     const size_t leaving = keys * (shares() ? heads : 1);
     leaving_ = DeviceArray<int32_t>(leaving);
     tails_ = DeviceArray<int32_t>(leaving);
+    destinations_ = DeviceArray<int32_t>(leaving);
+    num_gone_ = zeros<int32_t>(heads);
   }
 
   // Room for the groups of so many pages, and for so many of a head; what is there stays.
@@ -678,12 +678,14 @@ class DeviceTempCache final : public DeviceCache {
     g.candidates = candidates_.data();
     g.distances = distances_.data();
     g.joins = joins_.data();
-    g.ranks = ranks_.data();
+    g.order = order_.data();
     g.num_new = num_new_.data();
     g.cuts = cuts_.data();
     g.cut_ties = cut_ties_.data();
     g.leaving = leaving_.data();
     g.tails = tails_.data();
+    g.destinations = destinations_.data();
+    g.num_gone = num_gone_.data();
     return g;
   }
 
@@ -716,7 +718,8 @@ class DeviceTempCache final : public DeviceCache {
   DeviceArray<int8_t> new_codes_;
   DeviceArray<unsigned long long> cuts_;
   DeviceArray<std::byte> asked_rows_;  // of queries, in the pages' type
-  DeviceArray<int32_t> candidates_, joins_, ranks_, num_new_, cut_ties_, leaving_, tails_;
+  DeviceArray<int32_t> candidates_, joins_, order_, num_new_, cut_ties_, num_gone_;
+  DeviceArray<int32_t> leaving_, tails_, destinations_;
 };
 
 }  // namespace

@@ -47,6 +47,7 @@ class DeviceWindowCache final : public DeviceCache {
   }
 
   std::vector<int32_t> members(int64_t, int64_t num_committed) const override {
+    LONGTAKE_CHECK(frames_.per_page == 0, "frames share pages");
     return frame_members(told().held, frames_.ring, num_committed);
   }
 

@@ -6,6 +6,14 @@ namespace longtake::cuda {
 namespace {
 
 template <typename Out>
+struct Part {
+  int column;  // where it begins
+  bool rotates;
+  const float* norm;
+  Out* out;
+};
+
+template <typename Out>
 struct Parts {
   const float* x;
   const float* cos;
@@ -13,25 +21,39 @@ struct Parts {
   uint32_t rows;
   int dim, head_dim, stride;  // of a part, of a head, of a row of x
   float eps;
-  int columns[kMaxHeadParts];  // where a part begins
-  const float* norms[kMaxHeadParts];
-  bool rotates[kMaxHeadParts];
-  Out* outs[kMaxHeadParts];
+  Part<Out> all[kMaxHeadParts];
+
+  // By comparisons: an index would copy all of them to every thread's memory first.
+  __device__ Part<Out> of(int part) const {
+    Part<Out> own = all[0];
+#pragma unroll
+    for (int i = 1; i < static_cast<int>(kMaxHeadParts); ++i) {
+      if (part == i) own = all[i];
+    }
+    return own;
+  }
 };
 
 __device__ float2 rotated(float a, float b, float c, float s) {
   return {a * c - b * s, a * s + b * c};
 }
 
-// Parts of up to 16 kTeam values, heads of a multiple of four; everything starts in fours.
+// Parts of up to 16 kTeam values, heads of a multiple of four that divides 4 kTeam, so that all of
+// a thread's values stand at one place of their heads; everything starts in fours.
 template <int kTeam, typename Out>
 __global__ void split_rows(Parts<Out> parts) {
-  const int part = blockIdx.y;
+  const Part<Out> part = parts.of(blockIdx.y);
   const int lane = threadIdx.x % kTeam;
   const uint32_t row = blockIdx.x * (blockDim.x / kTeam) + threadIdx.x / kTeam;
   const bool is_row = row < parts.rows;
-  const float* x = parts.x + int64_t{row} * parts.stride + parts.columns[part];
-  const float* norm = parts.norms[part];
+  const float* x = parts.x + int64_t{row} * parts.stride + part.column;
+  const float* norm = part.norm;
+  float2 cos{}, sin{};
+  if (part.rotates && is_row) {
+    const int64_t pair = int64_t{row} * (parts.head_dim / 2) + 4 * lane % parts.head_dim / 2;
+    cos = *reinterpret_cast<const float2*>(parts.cos + pair);
+    sin = *reinterpret_cast<const float2*>(parts.sin + pair);
+  }
   float4 v[kRowChunks];
   float sum = 0;
 #pragma unroll
@@ -54,15 +76,12 @@ __global__ void split_rows(Parts<Out> parts) {
     }
   }
   if (!is_row) return;
-  Out* out = parts.outs[part] + int64_t{row} * parts.dim;
+  Out* out = part.out + int64_t{row} * parts.dim;
 #pragma unroll
   for (int c = 0; c < kRowChunks; ++c) {
     const int column = 4 * (c * kTeam + lane);
     if (column >= parts.dim) continue;
-    if (parts.rotates[part]) {
-      const int64_t pair = int64_t{row} * (parts.head_dim / 2) + column % parts.head_dim / 2;
-      const float2 cos = *reinterpret_cast<const float2*>(parts.cos + pair);
-      const float2 sin = *reinterpret_cast<const float2*>(parts.sin + pair);
+    if (part.rotates) {
       const float2 low = rotated(v[c].x, v[c].y, cos.x, sin.x);
       const float2 high = rotated(v[c].z, v[c].w, cos.y, sin.y);
       v[c] = {low.x, low.y, high.x, high.y};
@@ -74,12 +93,12 @@ __global__ void split_rows(Parts<Out> parts) {
 // Parts of any width and alignment, a warp each.
 template <typename Out>
 __global__ void split_any_rows(Parts<Out> parts) {
-  const int part = blockIdx.y;
+  const Part<Out> part = parts.of(blockIdx.y);
   const int lane = threadIdx.x % 32;
   const uint32_t row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= parts.rows) return;
-  const float* x = parts.x + int64_t{row} * parts.stride + parts.columns[part];
-  const float* norm = parts.norms[part];
+  const float* x = parts.x + int64_t{row} * parts.stride + part.column;
+  const float* norm = part.norm;
   float inverse = 1;
   if (norm != nullptr) {
     float sum = 0;
@@ -88,8 +107,8 @@ __global__ void split_any_rows(Parts<Out> parts) {
     inverse = 1.0F / sqrtf(sum + parts.eps);
   }
   const auto value = [&](int i) { return norm != nullptr ? x[i] * inverse * norm[i] : x[i]; };
-  Out* out = parts.outs[part] + int64_t{row} * parts.dim;
-  if (!parts.rotates[part]) {
+  Out* out = part.out + int64_t{row} * parts.dim;
+  if (!part.rotates) {
     for (int i = lane; i < parts.dim; i += 32) store(out + i, value(i));
     return;
   }
@@ -115,14 +134,14 @@ void run(Context& ctx, View x, std::span<const HeadPart> all, View cos, View sin
     const HeadPart& part = all[p];
     if (part.out.empty()) continue;
     parts.head_dim = static_cast<int>(part.out.dim(2));
-    parts.columns[count] = static_cast<int>(p) * parts.dim;
-    parts.norms[count] = part.norm.empty() ? nullptr : part.norm.data<float>();
-    parts.rotates[count] = part.rotates;
-    parts.outs[count] = part.out.data<Out>();
+    parts.all[count] = {static_cast<int>(p) * parts.dim, part.rotates,
+                        part.norm.empty() ? nullptr : part.norm.data<float>(),
+                        part.out.data<Out>()};
     if (part.rotates) {
       parts.cos = cos.data<float>();
       parts.sin = sin.data<float>();
-      fours = fours && parts.head_dim % 4 == 0 && start_in_fours({cos, sin});
+      fours = fours && parts.head_dim % 4 == 0 && 128 % parts.head_dim == 0 &&
+              start_in_fours({cos, sin});
     }
     fours = fours && start_in_fours({part.norm, part.out});
     ++count;
