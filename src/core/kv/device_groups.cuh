@@ -1,6 +1,8 @@
 // What the kernels of merging share. Private to them.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "kv/device_groups.h"
 #include "kv/device_layout.cuh"
 
@@ -56,6 +58,78 @@ __device__ inline void turn(float* x, int channel, int pairs, const float2* turn
   }
 }
 
+// The upper 24 bits, rounded.
+__device__ inline uint32_t upper_24(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return bits + 0x7fU + (bits >> 8 & 1U);
+}
+
+// Four neighbours of vectors beside pages of T, from a multiple of 4 on.
+template <typename T>
+__device__ inline float4 load_vector(const Vectors& from, int64_t at) {
+  if constexpr (sizeof(T) == 4) {
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(from.high) + at);
+  } else {
+    const auto high = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(from.high) + at);
+    const auto low = *reinterpret_cast<const uint32_t*>(from.low + at);
+    return {__uint_as_float(high.x << 16 | (low & 0xffU) << 8),
+            __uint_as_float((high.x & 0xffff0000U) | (low & 0xff00U)),
+            __uint_as_float(high.y << 16 | (low >> 8 & 0xff00U)),
+            __uint_as_float((high.y & 0xffff0000U) | (low >> 16 & 0xff00U))};
+  }
+}
+
+// Two neighbours, from a multiple of 2 on.
+template <typename T>
+__device__ inline float2 load_pair(const Vectors& from, int64_t at) {
+  if constexpr (sizeof(T) == 4) {
+    return *reinterpret_cast<const float2*>(static_cast<const float*>(from.high) + at);
+  } else {
+    const auto high =
+        *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(from.high) + at);
+    const uint32_t low = *reinterpret_cast<const uint16_t*>(from.low + at);
+    return {__uint_as_float(high << 16 | (low & 0xffU) << 8),
+            __uint_as_float((high & 0xffff0000U) | (low & 0xff00U))};
+  }
+}
+
+template <typename T>
+__device__ inline void store_vector(const Vectors& to, int64_t at, float4 x) {
+  if constexpr (sizeof(T) == 4) {
+    *reinterpret_cast<float4*>(static_cast<float*>(to.high) + at) = x;
+  } else {
+    const uint32_t a = upper_24(x.x), b = upper_24(x.y), c = upper_24(x.z), d = upper_24(x.w);
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(to.high) + at) = {a >> 16 | (b & 0xffff0000U),
+                                                                       c >> 16 | (d & 0xffff0000U)};
+    *reinterpret_cast<uint32_t*>(to.low + at) =
+        (a >> 8 & 0xffU) | (b & 0xff00U) | (c & 0xff00U) << 8 | (d & 0xff00U) << 16;
+  }
+}
+
+// The same of mapped keys.
+template <typename T>
+__device__ inline float4 load_mapped(const void* from, int64_t at) {
+  if constexpr (sizeof(T) == 4) {
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(from) + at);
+  } else {
+    const auto pairs = *reinterpret_cast<const uint2*>(static_cast<const __half*>(from) + at);
+    const float2 a = __half22float2(reinterpret_cast<const __half2&>(pairs.x));
+    const float2 b = __half22float2(reinterpret_cast<const __half2&>(pairs.y));
+    return {a.x, a.y, b.x, b.y};
+  }
+}
+
+template <typename T>
+__device__ inline void store_mapped(void* to, int64_t at, float4 x) {
+  if constexpr (sizeof(T) == 4) {
+    *reinterpret_cast<float4*>(static_cast<float*>(to) + at) = x;
+  } else {
+    const __half2 a = __floats2half2_rn(x.x, x.y), b = __floats2half2_rn(x.z, x.w);
+    *reinterpret_cast<uint2*>(static_cast<__half*>(to) + at) = {
+        reinterpret_cast<const uint32_t&>(a), reinterpret_cast<const uint32_t&>(b)};
+  }
+}
+
 // Where a code goes; scale, square and inverse (of a group) only of quantised ones.
 struct Code {
   int8_t* code;
@@ -72,13 +146,15 @@ __device__ inline float2 inverse_of(float scale, float square) {
 }
 
 __device__ inline Code code_of_group(const Groups& g, int64_t row) {
-  return {g.codes + row * Groups::code_bytes_of(g.ann, g.layout.head_dim), g.scales + row,
-          g.squares + row, g.inverses + row};
+  int8_t* code = g.codes + row * Groups::code_bytes_of(g.ann, g.layout.head_dim);
+  if (!g.scales) return {code, nullptr, nullptr, nullptr};
+  return {code, g.scales + row, g.squares + row, g.inverses + row};
 }
 
 __device__ inline Code code_of_key(const Groups& g, int64_t key) {
-  return {g.new_codes + key * Groups::code_bytes_of(g.ann, g.layout.head_dim), g.new_scales + key,
-          g.new_squares + key, nullptr};
+  int8_t* code = g.new_codes + key * Groups::code_bytes_of(g.ann, g.layout.head_dim);
+  if (!g.new_scales) return {code, nullptr, nullptr, nullptr};
+  return {code, g.new_scales + key, g.new_squares + key, nullptr};
 }
 
 __device__ inline float warp_sum(float x) {
@@ -91,7 +167,8 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-// Where a sign stands in a code: 12 in each 16 bytes, which are what a thread of four reads of them.
+// Where a sign stands in a code: 12 in each 16 bytes, which are what a thread of four reads of
+// them.
 __device__ inline int code_byte_of(int sign) {
   return sign / 12 * 16 + sign % 12;
 }

@@ -11,7 +11,7 @@
 //   search    codes of keys against codes of groups, as products of 8-bit matrices; the few that
 //             look nearest, exactly
 //   pair      pairs from the nearest on; what goes over the budget
-//   merge     keys join their groups
+//   merge     keys join their groups; these are mapped and coded anew
 //   settle    groups over the budget go, keys without a partner start groups; where they are many,
 //             in a launch of its own
 //
@@ -38,6 +38,16 @@ inline constexpr int kMostPairs = 64;
 // Frames in a row at which members were seen; as Sighting of tempcache_groups.h.
 struct Seen {
   int32_t first, last, count;
+};
+
+// Means of members, [rows, D]. Beside pages in f32 they are f32; beside pages in bf16 they have 24
+// bits, the upper 16 and the lower 8 of them apart: what a mean is off by then, after hundreds of
+// members, does not show in a page.
+struct Vectors {
+  void* high = nullptr;
+  uint8_t* low = nullptr;  // null: f32
+
+  bool operator==(const Vectors&) const = default;
 };
 
 // Of one layer. All pointers on the device; H heads, D channels, T tokens of a frame, F frames of a
@@ -75,10 +85,10 @@ struct Groups {
   int32_t* owned = nullptr;  // [H]: pages taken
   int32_t* pages = nullptr;  // [H, most_pages]
   int most_pages = 0;
-  float *keys = nullptr, *values = nullptr;     // [rows, D], keys without the temporal rotation
-  float* mapped = nullptr;                      // [rows, D]
+  Vectors keys, values;                         // keys without the temporal rotation
+  void* mapped = nullptr;                       // [rows, D]: f32, beside pages in bf16 f16
   int8_t* codes = nullptr;                      // [rows, code_bytes()]
-  float *scales = nullptr, *squares = nullptr;  // [rows]: of quantised codes
+  float *scales = nullptr, *squares = nullptr;  // [rows]: of quantised codes; null: codes are signs
   float2* inverses = nullptr;                   // [rows]: inverse_of() them
   int32_t *counts = nullptr, *newest = nullptr;
   float* radii = nullptr;
@@ -106,7 +116,8 @@ struct Groups {
   float* readers = nullptr;            // [H, D]
 
   // Of the frame in work.
-  float *new_keys = nullptr, *new_mapped = nullptr;  // [H, T, D]
+  float* new_keys = nullptr;   // [H, T, D]
+  void* new_mapped = nullptr;  // [H, T, D], as mapped
   int8_t* new_codes = nullptr;
   float *new_scales = nullptr, *new_squares = nullptr;
   int32_t* candidates = nullptr;  // [H, T, kCandidates], from the nearest on
@@ -153,6 +164,7 @@ void map_keys(const GroupBatch& batch, int step, cudaStream_t stream);
 void search_groups(const GroupBatch& batch, int step, cudaStream_t stream);
 void pair_keys(const GroupBatch& batch, int step, cudaStream_t stream);
 void join_groups(const GroupBatch& batch, int step, cudaStream_t stream);
+void map_joined(const GroupBatch& batch, int step, cudaStream_t stream);
 void settle_groups(const GroupBatch& batch, int step, cudaStream_t stream);
 void show_groups(const GroupBatch& batch, cudaStream_t stream);
 // Heads that share a pool take the pages that the next chunk can fill, and give back others.

@@ -243,41 +243,40 @@ __global__ void __launch_bounds__(kScanned)
   for (int head = 0; head < heads; ++head) choose_none(g, head);
 }
 
-constexpr int kRows = 32;  // keys of a block that merges
+constexpr int kMergeWarps = 8;
 
-template <int D>
-struct MergeRoom {
-  float moved[kRows][D];
-  float directions[D * kSigns];
-};
-
-// A warp: key `key` of the frame joins the group at `row`, whose count knows it. moved [D]: what
-// the group's key is mapped to now.
+// A warp: key `key` of the frame joins the group at `row`, whose count knows it.
 template <typename T, int D>
 __device__ void merge(const Groups& g, int64_t key, int64_t row, int frame, const Page<T>& page,
-                      int slot, float* moved) {
+                      int slot) {
   const int lane = threadIdx.x % 32;
   const int count = g.counts[row];
   const auto share = static_cast<float>(1.0 / static_cast<double>(count));
   const bool is_mean = g.key == GroupKey::kMean;
+  const auto towards = [](float from, float to, float way) { return from + way * (to - from); };
   float square = 0;
-#pragma unroll
-  for (int d = lane; d < D; d += 32) {
-    float& own = g.keys[row * D + d];
-    const float before = own, joining = g.new_keys[key * D + d];
-    square = fmaf(joining - before, joining - before, square);
-    own = is_mean ? before + share * (joining - before) : joining;
-    float& image = g.mapped[row * D + d];
-    const float to = image + (is_mean ? share : 1.0F) * (g.new_mapped[key * D + d] - image);
-    image = to;
-    moved[d] = to;
+  if (const int d = 4 * lane; d < D) {
+    const float4 before = load_vector<T>(g.keys, row * D + d);
+    const float4 joining = *reinterpret_cast<const float4*>(g.new_keys + key * D + d);
+    const float x = joining.x - before.x, y = joining.y - before.y, z = joining.z - before.z,
+                w = joining.w - before.w;
+    square = fmaf(w, w, fmaf(z, z, fmaf(y, y, x * x)));
+    const float4 mean = {before.x + share * x, before.y + share * y, before.z + share * z,
+                         before.w + share * w};
+    store_vector<T>(g.keys, row * D + d, is_mean ? mean : joining);
   }
   constexpr int kPerChunk = Page<T>::kPerChunk;
-  for (int chunk = lane; chunk < D / kPerChunk; chunk += 32) {
-    float value[kPerChunk];
-    unpack<T>(page.value_chunk(slot, chunk), value);
-    float* own = g.values + row * D + chunk * kPerChunk;
-    for (int i = 0; i < kPerChunk; ++i) own[i] += share * (value[i] - own[i]);
+  if (lane < D / kPerChunk) {
+    alignas(16) float value[kPerChunk];
+    unpack<T>(page.value_chunk(slot, lane), value);
+#pragma unroll
+    for (int i = 0; i < kPerChunk; i += 4) {
+      const int64_t at = row * D + lane * kPerChunk + i;
+      const float4 own = load_vector<T>(g.values, at);
+      store_vector<T>(g.values, at,
+                      {towards(own.x, value[i], share), towards(own.y, value[i + 1], share),
+                       towards(own.z, value[i + 2], share), towards(own.w, value[i + 3], share)});
+    }
   }
   const float distance = sqrtf(warp_sum(square));
   see(g.seen + row * kSeen, frame);
@@ -287,41 +286,22 @@ __device__ void merge(const Groups& g, int64_t key, int64_t row, int frame, cons
   g.stale[row] = 1;
 }
 
-// Grid: kRows keys each; heads; layers. A warp a key, then codes by all.
+// Grid: kMergeWarps keys each; heads; layers. A warp a key.
 template <typename T, int D>
-__global__ void __launch_bounds__(32 * kRows)
+__global__ void __launch_bounds__(32 * kMergeWarps)
     join_kernel(const Groups* __restrict__ layers, int step) {
-  extern __shared__ uint4 memory[];
-  auto& room = *reinterpret_cast<MergeRoom<D>*>(memory);
-  __shared__ int64_t rows[kRows];  // of the groups; -1: none
+  static_assert(D / Page<T>::kPerChunk <= 32 && D <= 128);
   const Groups& g = layers[blockIdx.z];
   const Retiring old = retiring(g, step);
   if (!old.is_due) return;
-  const int head = blockIdx.y, warp = threadIdx.x / 32, tokens = g.frames.tokens;
-  const int joining = tokens - g.num_new[head], index = blockIdx.x * kRows + warp;
-  if (static_cast<int>(blockIdx.x) * kRows >= joining) return;
+  const int head = blockIdx.y, tokens = g.frames.tokens;
+  const int index = blockIdx.x * kMergeWarps + threadIdx.x / 32;
+  if (index >= tokens - g.num_new[head]) return;
   const int64_t first = static_cast<int64_t>(head) * tokens;
-  const int token = index < joining ? g.order[first + tokens - 1 - index] : 0;
-  const int64_t key = first + token;
-  const int64_t row = index < joining ? row_of(g, head, g.joins[key]) : -1;
-  load_directions<D, 32 * kRows>(g, room.directions);
-  if (threadIdx.x % 32 == 0) rows[warp] = row;
-  if (row >= 0) {
-    const Page<T> page =
-        Page<T>::of(g.layout, g.layout.history(head, old.page + token / kPageKeys));
-    merge<T, D>(g, key, row, static_cast<int>(old.frame), page, token % kPageKeys,
-                room.moved[warp]);
-  }
-  __syncthreads();
-  write_codes<D, kRows, 32 * kRows>(
-      g, room.moved, room.directions, [&](int i) { return rows[i] >= 0; },
-      [&](int i) { return code_of_group(g, rows[i]); });
-}
-
-// A warp: `count` numbers, a multiple of 4.
-__device__ void copy_row(const float* from, float* to, int count) {
-  for (int i = threadIdx.x % 32; i < count / 4; i += 32)
-    reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
+  const int token = g.order[first + tokens - 1 - index];
+  const Page<T> page = Page<T>::of(g.layout, g.layout.history(head, old.page + token / kPageKeys));
+  merge<T, D>(g, first + token, row_of(g, head, g.joins[first + token]),
+              static_cast<int>(old.frame), page, token % kPageKeys);
 }
 
 __device__ void copy_code(const int8_t* from, int8_t* to, int bytes) {
@@ -334,9 +314,11 @@ __device__ void copy_code(const int8_t* from, int8_t* to, int bytes) {
 template <typename T, int D>
 __device__ void move_group(const Groups& g, int64_t from, int64_t to) {
   const int lane = threadIdx.x % 32;
-  copy_row(g.keys + from * D, g.keys + to * D, D);
-  copy_row(g.values + from * D, g.values + to * D, D);
-  copy_row(g.mapped + from * D, g.mapped + to * D, D);
+  if (const int d = 4 * lane; d < D) {
+    store_vector<T>(g.keys, to * D + d, load_vector<T>(g.keys, from * D + d));
+    store_vector<T>(g.values, to * D + d, load_vector<T>(g.values, from * D + d));
+    store_mapped<T>(g.mapped, to * D + d, load_mapped<T>(g.mapped, from * D + d));
+  }
   const int bytes = Groups::code_bytes_of(g.ann, D);
   copy_code(g.codes + from * bytes, g.codes + to * bytes, bytes);
   if (lane < kSeen) g.seen[to * kSeen + lane] = g.seen[from * kSeen + lane];
@@ -349,9 +331,11 @@ __device__ void move_group(const Groups& g, int64_t from, int64_t to) {
   }
   if (lane == 0) {
     target.weights()[slot] = source.weights()[at];
-    g.scales[to] = g.scales[from];
-    g.squares[to] = g.squares[from];
-    g.inverses[to] = g.inverses[from];
+    if (g.scales) {
+      g.scales[to] = g.scales[from];
+      g.squares[to] = g.squares[from];
+      g.inverses[to] = g.inverses[from];
+    }
     g.counts[to] = g.counts[from];
     g.newest[to] = g.newest[from];
     g.radii[to] = g.radii[from];
@@ -365,8 +349,11 @@ __device__ void start_group(const Groups& g, const Retiring& old, int head, int 
                             int64_t row) {
   const int lane = threadIdx.x % 32;
   const int64_t key = static_cast<int64_t>(head) * g.frames.tokens + token;
-  copy_row(g.new_keys + key * D, g.keys + row * D, D);
-  copy_row(g.new_mapped + key * D, g.mapped + row * D, D);
+  if (const int d = 4 * lane; d < D) {
+    store_vector<T>(g.keys, row * D + d,
+                    *reinterpret_cast<const float4*>(g.new_keys + key * D + d));
+    store_mapped<T>(g.mapped, row * D + d, load_mapped<T>(g.new_mapped, key * D + d));
+  }
   const int bytes = Groups::code_bytes_of(g.ann, D);
   copy_code(g.new_codes + key * bytes, g.codes + row * bytes, bytes);
   const auto frame = static_cast<int>(old.frame);
@@ -381,13 +368,20 @@ __device__ void start_group(const Groups& g, const Retiring& old, int head, int 
     const uint4 value = source.value_chunk(token % kPageKeys, chunk);
     target.key_chunk(slot, chunk) = source.key_chunk(token % kPageKeys, chunk);
     target.value_chunk(slot, chunk) = value;
-    unpack<T>(value, g.values + row * D + chunk * kPerChunk);
+    alignas(16) float x[kPerChunk];
+    unpack<T>(value, x);
+#pragma unroll
+    for (int i = 0; i < kPerChunk; i += 4)
+      store_vector<T>(g.values, row * D + chunk * kPerChunk + i,
+                      {x[i], x[i + 1], x[i + 2], x[i + 3]});
   }
   if (lane == 0) {
     target.weights()[slot] = 1;
-    g.scales[row] = g.new_scales[key];
-    g.squares[row] = g.new_squares[key];
-    g.inverses[row] = inverse_of(g.new_scales[key], g.new_squares[key]);
+    if (g.scales) {
+      g.scales[row] = g.new_scales[key];
+      g.squares[row] = g.new_squares[key];
+      g.inverses[row] = inverse_of(g.new_scales[key], g.new_squares[key]);
+    }
     g.counts[row] = 1;
     g.newest[row] = frame;
     g.radii[row] = 0;
@@ -533,15 +527,11 @@ void pair_keys(const GroupBatch& batch, int step, cudaStream_t stream) {
 
 void join_groups(const GroupBatch& batch, int step, cudaStream_t stream) {
   const Groups& groups = *batch.host;
-  const dim3 grid(static_cast<unsigned>((groups.frames.tokens + kRows - 1) / kRows),
+  const dim3 grid(static_cast<unsigned>((groups.frames.tokens + kMergeWarps - 1) / kMergeWarps),
                   static_cast<unsigned>(groups.layout.num_heads),
                   static_cast<unsigned>(batch.count));
   for_pages(batch, [&]<typename T, int D>() {
-    constexpr int kBytes = static_cast<int>(sizeof(MergeRoom<D>));
-    check(cudaFuncSetAttribute(join_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               kBytes),
-          "joining groups");
-    join_kernel<T, D><<<grid, 32 * kRows, kBytes, stream>>>(batch.layers, step);
+    join_kernel<T, D><<<grid, 32 * kMergeWarps, 0, stream>>>(batch.layers, step);
   });
   check(cudaGetLastError(), "joining groups");
 }
@@ -574,6 +564,7 @@ void merge_frames(const GroupBatch& batch, cudaStream_t stream) {
     search_groups(batch, step, stream);
     pair_keys(batch, step, stream);
     join_groups(batch, step, stream);
+    map_joined(batch, step, stream);
     settle_groups(batch, step, stream);
   }
   show_groups(batch, stream);

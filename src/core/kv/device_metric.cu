@@ -281,24 +281,40 @@ __device__ void map_and_code(const Groups& g, int head, MapRoom<D>& room, const 
   write_codes<D, kRows, kThreads>(g, room.mapped, room.matrix, wants, to);
 }
 
+// `count` mapped rows to rows to(i) of `out`.
+template <typename T, int D, typename To>
+__device__ void store_rows(const float (&rows)[kRows][D], int count, void* out, const To& to) {
+  for (int i = threadIdx.x; i < count * D / 4; i += kThreads) {
+    const int row = i / (D / 4), d = i % (D / 4) * 4;
+    store_mapped<T>(out, to(row) * D + d, *reinterpret_cast<const float4*>(&rows[row][d]));
+  }
+}
+
+// Groups at rows row_at(i), up to kRows, are mapped and coded by their keys; the map is there.
+template <typename T, int D, typename RowAt>
+__device__ void map_groups_at(const Groups& g, int head, int count, const RowAt& row_at,
+                              MapRoom<D>& room) {
+  for (int i = threadIdx.x; i < kRows * D / 4; i += kThreads) {
+    const int row = i / (D / 4), d = i % (D / 4) * 4;
+    *reinterpret_cast<float4*>(&room.keys[row][d]) =
+        load_vector<T>(g.keys, row_at(min(row, count - 1)) * D + d);
+  }
+  __syncthreads();
+  map_and_code<D>(
+      g, head, room, [&](int i) { return i < count; },
+      [&](int i) { return code_of_group(g, row_at(i)); });
+  store_rows<T>(room.mapped, count, g.mapped, row_at);
+}
+
 // All groups anew, by blocks that share them.
-template <int D>
+template <typename T, int D>
 __device__ void map_groups(const Groups& g, int head, int block, int blocks, MapRoom<D>& room) {
   const int size = g.sizes[head];
   for (int begin = block * kRows; begin < size; begin += blocks * kRows) {
-    const int count = min(kRows, size - begin);
     __syncthreads();
     load_map<D>(g, head, room);
-    for (int i = threadIdx.x; i < kRows * D; i += kThreads) {
-      const int64_t row = row_of(g, head, begin + min(i / D, count - 1));
-      room.keys[i / D][i % D] = g.keys[row * D + i % D];
-    }
-    __syncthreads();
-    map_and_code<D>(
-        g, head, room, [&](int i) { return i < count; },
-        [&](int i) { return code_of_group(g, row_of(g, head, begin + i)); });
-    for (int i = threadIdx.x; i < count * D; i += kThreads)
-      g.mapped[row_of(g, head, begin + i / D) * D + i % D] = room.mapped[i / D][i % D];
+    map_groups_at<T, D>(
+        g, head, min(kRows, size - begin), [&](int i) { return row_of(g, head, begin + i); }, room);
   }
 }
 
@@ -314,7 +330,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Retiring old = retiring(g, step);
   if (block >= key_blocks) {
     if (only_groups || (old.is_due && (old.index & (old.index + 1)) == 0))
-      map_groups<D>(g, head, block - key_blocks, gridDim.x - key_blocks, room);
+      map_groups<T, D>(g, head, block - key_blocks, gridDim.x - key_blocks, room);
     return;
   }
   if (!old.is_due) return;
@@ -338,10 +354,58 @@ __global__ void __launch_bounds__(kThreads, 2)
   map_and_code<D>(
       g, head, room, [&](int i) { return i < count; },
       [&](int i) { return code_of_key(g, first + i); });
-  for (int i = threadIdx.x; i < count * D; i += kThreads) {
+  for (int i = threadIdx.x; i < count * D; i += kThreads)
     g.new_keys[first * D + i] = room.keys[i / D][i % D];
-    g.new_mapped[first * D + i] = room.mapped[i / D][i % D];
+  store_rows<T>(room.mapped, count, g.new_mapped, [&](int i) { return first + i; });
+}
+
+// MergeRule::kPaper, whose map is not linear: what groups at `rows` are mapped to becomes the mean
+// with what keys joined them.
+template <typename T, int D>
+__device__ void average_mapped(const Groups& g, const int64_t* rows, const int64_t* keys, int count,
+                               MapRoom<D>& room) {
+  load_directions<D, kThreads>(g, room.matrix);
+  for (int i = threadIdx.x; i < count * D / 4; i += kThreads) {
+    const int row = i / (D / 4), d = i % (D / 4) * 4;
+    const float share = 1.0F / static_cast<float>(g.counts[rows[row]]);
+    const float4 own = load_mapped<T>(g.mapped, rows[row] * D + d);
+    const float4 joining = load_mapped<T>(g.new_mapped, keys[row] * D + d);
+    *reinterpret_cast<float4*>(&room.mapped[row][d]) = {
+        own.x + share * (joining.x - own.x), own.y + share * (joining.y - own.y),
+        own.z + share * (joining.z - own.z), own.w + share * (joining.w - own.w)};
   }
+  __syncthreads();
+  write_codes<D, kRows, kThreads>(
+      g, room.mapped, room.matrix, [&](int i) { return i < count; },
+      [&](int i) { return code_of_group(g, rows[i]); });
+  store_rows<T>(room.mapped, count, g.mapped, [&](int i) { return rows[i]; });
+}
+
+// Grid: blocks of kRows keys that joined groups; heads; layers. By the rule of nats what groups are
+// mapped to follows from their keys alone: it is the same for a cache that was saved and loaded.
+template <typename T, int D>
+__global__ void __launch_bounds__(kThreads, 2)
+    map_joined_kernel(const Groups* __restrict__ layers, int step) {
+  extern __shared__ uint4 memory[];
+  auto& room = *reinterpret_cast<MapRoom<D>*>(memory);
+  __shared__ int64_t rows[kRows], keys[kRows];
+  const Groups& g = layers[blockIdx.z];
+  if (!retiring(g, step).is_due) return;
+  const int head = blockIdx.y, tokens = g.frames.tokens, begin = blockIdx.x * kRows;
+  const int count = min(kRows, tokens - g.num_new[head] - begin);
+  if (count <= 0) return;
+  const int64_t first = static_cast<int64_t>(head) * tokens;
+  load_map<D>(g, head, room);
+  if (static_cast<int>(threadIdx.x) < count) {
+    const int64_t key = first + g.order[first + tokens - 1 - begin - static_cast<int>(threadIdx.x)];
+    keys[threadIdx.x] = key;
+    rows[threadIdx.x] = row_of(g, head, g.joins[key]);
+  }
+  __syncthreads();
+  if (g.rule == MergeRule::kPaper && g.key == GroupKey::kMean)
+    return average_mapped<T, D>(g, rows, keys, count, room);
+  map_groups_at<T, D>(
+      g, head, count, [&](int i) { return rows[i]; }, room);
 }
 
 // Of a head: seldom at work.
@@ -386,6 +450,21 @@ void begin_merge(const GroupBatch& batch, int step, cudaStream_t stream) {
 
 void map_keys(const GroupBatch& batch, int step, cudaStream_t stream) {
   launch_map(batch, step, (batch.host->frames.tokens + kRows - 1) / kRows, false, stream);
+}
+
+void map_joined(const GroupBatch& batch, int step, cudaStream_t stream) {
+  const int tokens = batch.host->frames.tokens;
+  const dim3 grid(static_cast<unsigned>((tokens + kRows - 1) / kRows),
+                  static_cast<unsigned>(batch.host->layout.num_heads),
+                  static_cast<unsigned>(batch.count));
+  for_pages(batch, [&]<typename T, int D>() {
+    constexpr int kBytes = static_cast<int>(sizeof(MapRoom<D>));
+    check(cudaFuncSetAttribute(map_joined_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               kBytes),
+          "mapping groups");
+    map_joined_kernel<T, D><<<grid, kThreads, kBytes, stream>>>(batch.layers, step);
+  });
+  check(cudaGetLastError(), "mapping groups");
 }
 
 void remap_groups(const GroupBatch& batch, cudaStream_t stream) {

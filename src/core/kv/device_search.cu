@@ -399,15 +399,28 @@ class Steps {
   const float2* inverses_;
 };
 
+// Calls body.template operator()<T>() for the pages' type.
+template <typename Body>
+__device__ void for_format(const Groups& g, const Body& body) {
+  if (g.layout.format == PageFormat::kF32)
+    body.template operator()<float>();
+  else
+    body.template operator()<__nv_bfloat16>();
+}
+
+__device__ inline float square_between(float4 a, float4 b, float sum) {
+  const float x = a.x - b.x, y = a.y - b.y, z = a.z - b.z, w = a.w - b.w;
+  return fmaf(w, w, fmaf(z, z, fmaf(y, y, fmaf(x, x, sum))));
+}
+
 // Whether the group's key would stay within the error of all its members. By a warp.
-template <int D>
+template <typename T, int D>
 __device__ bool may_join(const Groups& g, int64_t key, int64_t row) {
-  if (g.most_error == 0) return true;
+  const int d = threadIdx.x % 32 * 4;
   float square = 0;
-  for (int d = threadIdx.x % 32; d < D; d += 32) {
-    const float way = g.new_keys[key * D + d] - g.keys[row * D + d];
-    square = fmaf(way, way, square);
-  }
+  if (d < D)
+    square = square_between(*reinterpret_cast<const float4*>(g.new_keys + key * D + d),
+                            load_vector<T>(g.keys, row * D + d), 0);
   const float distance = sqrtf(warp_sum(square));
   const float share =
       g.key == GroupKey::kMean ? 1.0F / static_cast<float>(g.counts[row] + 1) : 1.0F;
@@ -444,33 +457,23 @@ __device__ void write_candidates(const Groups& g, int head, int token, int group
   if (lane >= kCandidates) group = -1;
   const int64_t row = group < 0 ? 0 : row_of(g, head, group);
   float squares[kCandidates] = {};
-  constexpr int kOwn = D / 32;
-  using Part = std::conditional_t<kOwn == 4, float4, float2>;
-  const auto part_of = [&](const float* vectors, int64_t at) {
-    return *reinterpret_cast<const Part*>(vectors + at * D + lane * kOwn);
-  };
-  const Part own = part_of(g.new_mapped, key);
-  const auto add_square = [](float a, float b, float& sum) {
-    const float way = a - b;
-    sum = fmaf(way, way, sum);
-  };
+  const int d = lane * 4;
+  for_format(g, [&]<typename T>() {
+    const float4 own = d < D ? load_mapped<T>(g.new_mapped, key * D + d) : float4{};
 #pragma unroll
-  for (int i = 0; i < kCandidates; ++i) {
-    const int64_t other_row = __shfl_sync(~0U, row, i);
-    const Part other = part_of(g.mapped, other_row);
-    add_square(own.x, other.x, squares[i]);
-    add_square(own.y, other.y, squares[i]);
-    if constexpr (kOwn == 4) {
-      add_square(own.z, other.z, squares[i]);
-      add_square(own.w, other.w, squares[i]);
+    for (int i = 0; i < kCandidates; ++i) {
+      const int64_t other = __shfl_sync(~0U, row, i);
+      if (d < D) squares[i] = square_between(own, load_mapped<T>(g.mapped, other * D + d), 0);
     }
-  }
+  });
   float square = warp_sums(squares);  // lane i: the i-th
   bool near = group >= 0 && square < g.most_square;
   if (g.most_error != 0) {
     for (unsigned left = __ballot_sync(~0U, near); left != 0; left &= left - 1) {
       const int i = __ffs(static_cast<int>(left)) - 1;
-      const bool joins = may_join<D>(g, key, __shfl_sync(~0U, row, i));
+      bool joins = false;
+      for_format(g,
+                 [&]<typename T>() { joins = may_join<T, D>(g, key, __shfl_sync(~0U, row, i)); });
       if (lane == i) near = joins;
     }
   }

@@ -11,15 +11,17 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kMostFrames = 32;  // of a chunk
 
-// What a key's logit for a query is at one age beyond that at another; query in shared memory.
+// What the logit of a group's key for a query is at one age beyond that at another; query in shared
+// memory.
+template <typename T, int D>
 __device__ float logit_beyond(const Groups& g, int age, int other_age, const float* query,
-                              const float* key) {
+                              int64_t row) {
   const float* phase = g.phases + static_cast<int64_t>(age) * 2 * g.pairs;
   const float* other = g.phases + static_cast<int64_t>(other_age) * 2 * g.pairs;
   float sum = 0;
   for (int i = 0; i < g.pairs; ++i) {
     const float q0 = query[2 * i], q1 = query[2 * i + 1];
-    const float2 k = *reinterpret_cast<const float2*>(key + 2 * i);
+    const float2 k = load_pair<T>(g.keys, row * D + 2 * i);
     sum = fmaf(phase[i] - other[i], q0 * k.x + q1 * k.y, sum);
     sum = fmaf(phase[g.pairs + i] - other[g.pairs + i], q0 * k.y - q1 * k.x, sum);
   }
@@ -61,7 +63,7 @@ __device__ void show_page(const Groups& g, int head, int begin, bool by_ages, co
           constexpr float kMostNats = 80;
           const int middle = seen.first + (seen.last - seen.first) / 2;
           const float more =
-              logit_beyond(g, age_of(middle), age_of(g.newest[row]), shown.query, g.keys + row * D);
+              logit_beyond<T, D>(g, age_of(middle), age_of(g.newest[row]), shown.query, row);
           sum = static_cast<float>(seen.count) * expf(fminf(more, kMostNats));
         }
       }
@@ -86,7 +88,7 @@ __device__ void show_page(const Groups& g, int head, int begin, bool by_ages, co
     alignas(16) float x[kPerChunk];
 #pragma unroll
     for (int n = 0; n < kPerChunk; n += 4)
-      *reinterpret_cast<float4*>(x + n) = *reinterpret_cast<const float4*>(g.values + at + n);
+      *reinterpret_cast<float4*>(x + n) = load_vector<T>(g.values, at + n);
     // Rounded as the CPU keeps it, then weighted.
     const uint4 plain = pack<T>(x);
     unpack<T>(plain, x);
@@ -95,7 +97,7 @@ __device__ void show_page(const Groups& g, int head, int begin, bool by_ages, co
     if (!stale[slot]) continue;
 #pragma unroll
     for (int n = 0; n < kPerChunk; n += 4)
-      *reinterpret_cast<float4*>(x + n) = *reinterpret_cast<const float4*>(g.keys + at + n);
+      *reinterpret_cast<float4*>(x + n) = load_vector<T>(g.keys, at + n);
     int frame = 0;  // the group's newest member left the exact frames in this commit
     while (frame + 1 < g.chunk_frames && shown.frames[frame] != g.newest[first + slot]) ++frame;
     turn<kPerChunk>(x, chunk * kPerChunk, g.pairs, shown.turns[frame], 1);

@@ -1,8 +1,10 @@
 // Policy `tempcache` on CUDA: device_groups.h says which launches a frame's merge is, tempcache.cpp
 // what it means. What a head holds, how much of it merges and when, is counted on the device.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <istream>
 #include <ostream>
 #include <utility>
@@ -33,6 +35,65 @@ DeviceArray<T> zeros(size_t count) {
   return array;
 }
 
+// Vectors of groups, as device_groups.h says.
+class VectorArray {
+ public:
+  VectorArray() = default;
+
+  // Zeros.
+  VectorArray(size_t count, bool is_wide)
+      : wide_(is_wide ? zeros<float>(count) : DeviceArray<float>()),
+        high_(is_wide ? DeviceArray<uint16_t>() : zeros<uint16_t>(count)),
+        low_(is_wide ? DeviceArray<uint8_t>() : zeros<uint8_t>(count)) {}
+
+  Vectors view() const {
+    if (wide_.size() > 0) return {wide_.data(), nullptr};
+    return {high_.data(), low_.data()};
+  }
+
+  // Calls body(array) for those that there are.
+  template <typename Body>
+  void for_each(const Body& body) {
+    body(wide_);
+    body(high_);
+    body(low_);
+  }
+
+  size_t bytes() const { return wide_.size() * sizeof(float) + high_.size() * 3; }
+
+  // read(array) and write(numbers, array): rows of either array on the host.
+  template <typename Read>
+  std::vector<float> read(const Read& read_rows) const {
+    if (wide_.size() > 0) return read_rows(wide_);
+    const std::vector<uint16_t> high = read_rows(high_);
+    const std::vector<uint8_t> low = read_rows(low_);
+    std::vector<float> out(high.size());
+    for (size_t i = 0; i < out.size(); ++i)
+      out[i] = std::bit_cast<float>(uint32_t{high[i]} << 16 | uint32_t{low[i]} << 8);
+    return out;
+  }
+
+  template <typename Write>
+  void write(const std::vector<float>& numbers, const Write& write_rows) const {
+    if (wide_.size() > 0) return write_rows(numbers, wide_);
+    std::vector<uint16_t> high(numbers.size());
+    std::vector<uint8_t> low(numbers.size());
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      const auto bits = std::bit_cast<uint32_t>(numbers[i]);
+      const uint32_t rounded = bits + 0x7fU + (bits >> 8 & 1U);
+      high[i] = static_cast<uint16_t>(rounded >> 16);
+      low[i] = static_cast<uint8_t>(rounded >> 8);
+    }
+    write_rows(high, high_);
+    write_rows(low, low_);
+  }
+
+ private:
+  DeviceArray<float> wide_;
+  DeviceArray<uint16_t> high_;
+  DeviceArray<uint8_t> low_;
+};
+
 class DeviceTempCache final : public DeviceCache {
  public:
   DeviceTempCache(Context& ctx, const CacheOptions& options)
@@ -55,8 +116,8 @@ class DeviceTempCache final : public DeviceCache {
       constexpr int kChunksAtFirst = 8;
       pool = kChunksAtFirst * heads * (chunk_pages_ + 1);
     }
-    allocate({pages_for(options.chunk_frames * options.tokens_per_frame),
-              frames_.history_pages(), pool});
+    allocate({pages_for(options.chunk_frames * options.tokens_per_frame), frames_.history_pages(),
+              pool});
     // A head that shares a budget may get nearly all of it.
     make_rows(pool, shares() ? pool : pool / heads);
     reset();
@@ -140,9 +201,9 @@ class DeviceTempCache final : public DeviceCache {
     const auto of = [](const auto&... arrays) {
       return ((arrays.size() * sizeof(*arrays.data())) + ...);
     };
-    return DeviceCache::bytes() + of(keys_, values_, mapped_, scales_, squares_, inverses_, radii_,
-                                     codes_, counts_, newest_, seen_, stale_, claims_, phases_,
-                                     moments_, maps_, new_keys_, new_mapped_);
+    return DeviceCache::bytes() + keys_.bytes() + values_.bytes() +
+           of(mapped_, scales_, squares_, inverses_, radii_, codes_, counts_, newest_, seen_,
+              stale_, claims_, phases_, moments_, maps_, new_keys_, new_mapped_);
   }
 
   void reset() override {
@@ -207,10 +268,9 @@ class DeviceTempCache final : public DeviceCache {
   std::vector<KeyRun> runs(int head) const override {
     const int64_t held = read_counters().held;
     std::vector<KeyRun> all = frame_runs(head, held, merge_.exact_frames, true);
-    const int64_t dim = options_.head_dim;
     const auto pages = group_pages(head);
     KeyRun groups{on_host(sizes_)[static_cast<size_t>(head)], {}, {}};
-    groups.values = rows_of(values_, pages, groups.keys, dim);
+    groups.values = vectors_of(values_, pages, groups.keys);
     for (const int32_t page : pages)
       groups.pages.push_back(layout().num_heads * (room_.work + room_.history) + page);
     all.push_back(std::move(groups));
@@ -231,8 +291,8 @@ class DeviceTempCache final : public DeviceCache {
       const int64_t size = sizes[static_cast<size_t>(head)];
       const auto pages = group_pages(static_cast<int>(head));
       write_int(out, size);
-      put(out, rows_of(keys_, pages, size, dim));
-      put(out, rows_of(values_, pages, size, dim));
+      put(out, vectors_of(keys_, pages, size));
+      put(out, vectors_of(values_, pages, size));
       for (const auto* numbers : {&counts_, &newest_}) {
         const std::vector<int32_t> narrow = rows_of(*numbers, pages, size, 1);
         put(out, std::vector<int64_t>(narrow.begin(), narrow.end()));
@@ -277,8 +337,10 @@ class DeviceTempCache final : public DeviceCache {
       const int64_t size = keys[static_cast<size_t>(head)] - others;
       if (read_int(in) != size) return false;
       const auto pages = group_pages(static_cast<int>(head));
-      set_rows(get<float>(in, size * dim), pages, dim, keys_);
-      set_rows(get<float>(in, size * dim), pages, dim, values_);
+      for (const VectorArray* vectors : {&keys_, &values_})
+        vectors->write(get<float>(in, size * dim), [&](const auto& rows, const auto& array) {
+          set_rows(rows, pages, dim, array);
+        });
       for (auto* numbers : {&counts_, &newest_}) {
         const std::vector<int64_t> wide = get<int64_t>(in, size);
         set_rows(std::vector<int32_t>(wide.begin(), wide.end()), pages, 1, *numbers);
@@ -381,6 +443,12 @@ class DeviceTempCache final : public DeviceCache {
     return out;
   }
 
+  std::vector<float> vectors_of(const VectorArray& vectors, const std::vector<int32_t>& pages,
+                                int64_t count) const {
+    return vectors.read(
+        [&](const auto& array) { return rows_of(array, pages, count, options_.head_dim); });
+  }
+
   template <typename T>
   static void set_rows(const std::vector<T>& rows, const std::vector<int32_t>& pages, int64_t width,
                        const DeviceArray<T>& array) {
@@ -474,6 +542,11 @@ class DeviceTempCache final : public DeviceCache {
     }
   }
 
+  // Beside pages in f32.
+  bool is_wide() const { return options_.dtype == DType::kF32; }
+
+  size_t mapped_bytes() const { return is_wide() ? sizeof(float) : sizeof(uint16_t); }
+
   // Most groups of a head; 0: no budget.
   int64_t capacity() const {
     if (merge_.budget_tokens == 0) return 0;
@@ -530,10 +603,12 @@ class DeviceTempCache final : public DeviceCache {
     const auto code =
         static_cast<size_t>(Groups::code_bytes_of(merge_.ann, static_cast<int>(options_.head_dim)));
     new_keys_ = DeviceArray<float>(keys * dim);
-    new_mapped_ = DeviceArray<float>(keys * dim);
+    new_mapped_ = DeviceArray<std::byte>(keys * dim * mapped_bytes());
     new_codes_ = DeviceArray<int8_t>(keys * code);
-    new_scales_ = zeros<float>(keys);  // stay so where codes are signs
-    new_squares_ = zeros<float>(keys);
+    if (merge_.ann == AnnEngine::kQuant) {
+      new_scales_ = zeros<float>(keys);
+      new_squares_ = zeros<float>(keys);
+    }
     asked_rows_ =
         DeviceArray<std::byte>(kMostSampledQueries * heads * dim * size_of(options_.dtype));
     candidates_ = DeviceArray<int32_t>(keys * kCandidates);
@@ -562,14 +637,24 @@ class DeviceTempCache final : public DeviceCache {
               "growth of a cache");
       std::swap(array, larger);
     };
-    grow(keys_, rows * dim);
-    grow(values_, rows * dim);
-    grow(mapped_, rows * dim);
+    if (keys_.bytes() == 0) {
+      keys_ = VectorArray(rows * dim, is_wide());
+      values_ = VectorArray(rows * dim, is_wide());
+    } else {
+      const auto grow_one = [&](auto& array) {
+        if (array.size() > 0) grow(array, rows * dim);
+      };
+      keys_.for_each(grow_one);
+      values_.for_each(grow_one);
+    }
+    grow(mapped_, rows * dim * mapped_bytes());
     grow(codes_, rows * static_cast<size_t>(Groups::code_bytes_of(
                             merge_.ann, static_cast<int>(options_.head_dim))));
-    grow(scales_, rows);
-    grow(squares_, rows);
-    grow(inverses_, rows);
+    if (merge_.ann == AnnEngine::kQuant) {
+      grow(scales_, rows);
+      grow(squares_, rows);
+      grow(inverses_, rows);
+    }
     grow(counts_, rows);
     grow(newest_, rows);
     grow(radii_, rows);
@@ -643,8 +728,8 @@ class DeviceTempCache final : public DeviceCache {
     g.owned = owned_.data();
     g.pages = pages_.data();
     g.most_pages = most_pages_;
-    g.keys = keys_.data();
-    g.values = values_.data();
+    g.keys = keys_.view();
+    g.values = values_.view();
     g.mapped = mapped_.data();
     g.codes = codes_.data();
     g.scales = scales_.data();
@@ -706,7 +791,9 @@ class DeviceTempCache final : public DeviceCache {
   DeviceArray<int32_t> sizes_, owned_, pages_, free_pages_, num_free_, pool_used_, shown_;
   DeviceArray<int32_t> longest_query_, num_read_, num_chunks_read_;
   // Of every group.
-  DeviceArray<float> keys_, values_, mapped_, scales_, squares_, radii_;
+  VectorArray keys_, values_;
+  DeviceArray<std::byte> mapped_;
+  DeviceArray<float> scales_, squares_, radii_;
   DeviceArray<int8_t> codes_;
   DeviceArray<float2> inverses_;
   DeviceArray<int32_t> counts_, newest_;
@@ -714,7 +801,8 @@ class DeviceTempCache final : public DeviceCache {
   DeviceArray<uint8_t> stale_;
   DeviceArray<unsigned long long> claims_;
   // Of the frame in work.
-  DeviceArray<float> new_keys_, new_mapped_, new_scales_, new_squares_, distances_;
+  DeviceArray<float> new_keys_, new_scales_, new_squares_, distances_;
+  DeviceArray<std::byte> new_mapped_;
   DeviceArray<int8_t> new_codes_;
   DeviceArray<unsigned long long> cuts_;
   DeviceArray<std::byte> asked_rows_;  // of queries, in the pages' type

@@ -53,13 +53,15 @@ struct MergeBytes {
   double group, key;
 };
 
-MergeBytes merge_bytes(int64_t head_dim, DeviceKind device) {
+MergeBytes merge_bytes(int64_t head_dim, DType dtype, DeviceKind device) {
   const auto dim = static_cast<double>(head_dim);
-  // A group's key and value, and its key as it is compared, in f32; on the GPU also codes, counts
-  // and sightings.
+  // A group's key and value, and its key as it is compared, in f32, or on the GPU beside pages in
+  // bf16 in 24, 24 and 16 bits; on the GPU also codes, counts and sightings.
   if (device == DeviceKind::kCpu) return {3 * sizeof(float) * dim, 0};
-  constexpr double kCounts = 100, kFound = 600;
-  return {(3 * sizeof(float) + 1) * dim + kCounts, (2 * sizeof(float) + 1) * dim + kFound};
+  constexpr double kCounts = 140, kFound = 600;
+  const bool is_wide = dtype == DType::kF32;
+  const double group = is_wide ? 12 : 8, mapped = is_wide ? 4 : 2;
+  return {(group + 1) * dim + kCounts, (sizeof(float) + mapped + 1) * dim + kFound};
 }
 
 double cache_bytes(const WanOptions& options, const wan::TransformerConfig& config,
@@ -90,8 +92,9 @@ double cache_bytes(const WanOptions& options, const wan::TransformerConfig& conf
   const int64_t budget =
       cache.memory == "tempcache" ? cache.tempcache.budget_tokens : cache.budget_tokens;
   const double kept = budget > 0 ? frames_of(budget) : static_cast<double>(options.expected_frames);
-  const MergeBytes beside =
-      cache.memory == "tempcache" ? merge_bytes(sizes.head_dim, device) : MergeBytes{};
+  const MergeBytes beside = cache.memory == "tempcache"
+                                ? merge_bytes(sizes.head_dim, options.dtype, device)
+                                : MergeBytes{};
   return frame * (in_work + 3 + kept) +
          heads * static_cast<double>(sizes.frame_tokens) * (kept * beside.group + beside.key);
 }
