@@ -39,27 +39,30 @@ template <int D>
 __global__ void __launch_bounds__(256) combine_kernel(PagedArguments args, int num_blocks) {
   constexpr int kQueries = kTileQueries / kCombineSlices;
   const int num_rows = args.lists.num_rows(), tiles = num_rows / args.num_heads;
-  // Calls body(query, in_tile, channel) for what this thread has of a row's slice.
-  const auto each_value = [&](int row, const auto& body) {
+  // Calls body(in_tile, channel) for the four channels that this thread has of a row's slice: what
+  // it reads comes a whole trip to memory after what says which.
+  const auto each_four = [&](int row, const auto& body) {
+    constexpr int kFours = D / 4;
     const int first = static_cast<int>(blockIdx.y) * kQueries;
-    for (int i = threadIdx.x; i < kQueries * D; i += blockDim.x) {
-      const int in_tile = first + i / D, query = row % tiles * kTileQueries + in_tile;
-      if (query < args.num_queries) {
-        out_of<D>(args, query, row / tiles)[i % D] = __float2bfloat16(body(in_tile, i % D));
-      }
+    for (int i = threadIdx.x; i < kQueries * kFours; i += blockDim.x) {
+      const int in_tile = first + i / kFours, query = row % tiles * kTileQueries + in_tile;
+      if (query >= args.num_queries) continue;
+      const float4 x = body(in_tile, i % kFours * 4);
+      *reinterpret_cast<uint2*>(out_of<D>(args, query, row / tiles) + i % kFours * 4) = {
+          pack_bf16(x.x, x.y), pack_bf16(x.z, x.w)};
     }
   };
   if (blockIdx.x >= num_blocks) {
     for (int row = blockIdx.x - num_blocks; row < num_rows; row += kEmptyBlocks) {
       if (length_of(args.lists, row / args.lists.rows_per_list) > 0) continue;
-      each_value(row, [](int, int) { return 0.0F; });
+      each_four(row, [](int, int) { return float4{}; });
     }
     return;
   }
   Cut cut;
   const int32_t* starts = args.plan;
   if (blockIdx.x == 0 || !find_cut(args.lists, starts, num_blocks, blockIdx.x, cut)) return;
-  each_value(cut.row, [&](int in_tile, int channel) {
+  each_four(cut.row, [&](int in_tile, int channel) {
     // A block's second slot if the row began inside its stretch, else the first.
     const auto at = [&](int block) {
       return static_cast<int64_t>(2 * block + (starts[block] < cut.begin)) * kTileQueries + in_tile;
@@ -70,16 +73,21 @@ __global__ void __launch_bounds__(256) combine_kernel(PagedArguments args, int n
       const float other = starts[b] < starts[b + 1] ? args.partial_sum[at(b)].x : -INFINITY;
       reference = fmaxf(reference, other);
     }
-    float numerator = 0, sum = 0;
+    float4 numerator{};
+    float sum = 0;
 #pragma unroll 4
     for (int b = cut.from; b < cut.to; ++b) {
       if (starts[b] == starts[b + 1]) continue;
       const float2 part = args.partial_sum[at(b)];
+      const float4 more = *reinterpret_cast<const float4*>(args.partial_out + at(b) * D + channel);
       const float factor = fast_exp2(part.x - reference);
-      numerator += factor * args.partial_out[at(b) * D + channel];
+      numerator = {fmaf(factor, more.x, numerator.x), fmaf(factor, more.y, numerator.y),
+                   fmaf(factor, more.z, numerator.z), fmaf(factor, more.w, numerator.w)};
       sum += factor * part.y;
     }
-    return sum == 0 ? 0.0F : numerator / sum;
+    const float inverse = sum == 0 ? 0 : 1 / sum;
+    return float4{numerator.x * inverse, numerator.y * inverse, numerator.z * inverse,
+                  numerator.w * inverse};
   });
 }
 
