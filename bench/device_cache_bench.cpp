@@ -1,7 +1,8 @@
 // What a commit of `tempcache` costs on the GPU, as a graph: a frame of the embedded world (8
 // layers of 6 heads, 128 tokens) and a chunk of Wan 1.3B (30 layers of 12 heads, 3 frames of 1,560
 // tokens). The keys are things seen again with a little noise, or, with a budget, only things that
-// are new, so that every key makes another go; a kernel by kernel breakdown is `ncu --metrics gpu__time_duration.sum` over --profile, which runs one commit.
+// are new, so that every key makes another go; a kernel by kernel breakdown is `ncu --metrics
+// gpu__time_duration.sum` over --profile, which runs one commit.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime_api.h>
 

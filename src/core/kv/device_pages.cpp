@@ -39,8 +39,8 @@ std::shared_ptr<const DevicePages> pack_tokens(Context& ctx, View k, View v, int
         biases[i] = std::log(static_cast<float>(last_count));
     }
   }
-  store = Buffer(ctx.device(), store_bytes + numbers.size() * sizeof(int32_t) +
-                                   biases.size() * sizeof(float));
+  store = Buffer(ctx.device(),
+                 store_bytes + numbers.size() * sizeof(int32_t) + biases.size() * sizeof(float));
   auto* table = reinterpret_cast<int32_t*>(store.data() + store_bytes);
   copy_bytes_now(numbers.data(), table, numbers.size() * sizeof(int32_t), Direction::kToDevice);
   float* device_biases = nullptr;
@@ -51,8 +51,8 @@ std::shared_ptr<const DevicePages> pack_tokens(Context& ctx, View k, View v, int
   }
   pages->store = store.data();
   pages->heads = {heads, table + heads * per_head, table};
-  pack_pages(k.raw(), v.raw(), device_biases, k.dim(0), heads, dim, pages->format, table, store.data(),
-             stream_of(ctx));
+  pack_pages(k.raw(), v.raw(), device_biases, k.dim(0), heads, dim, pages->format, table,
+             store.data(), stream_of(ctx));
   return pages;
 }
 

@@ -29,8 +29,8 @@ class DeviceWindowCache final : public DeviceCache {
  public:
   DeviceWindowCache(Context& ctx, const CacheOptions& options)
       : DeviceCache(ctx, options, ring_of(options)) {
-    allocate({pages_for(options.chunk_frames * options.tokens_per_frame), frames_.history_pages(),
-              0});
+    allocate(
+        {pages_for(options.chunk_frames * options.tokens_per_frame), frames_.history_pages(), 0});
     DeviceCache::reset();
   }
 

@@ -65,8 +65,8 @@ class Transformer {
 
   // The prompt's keys and values for every layer. text [T, text_dim] f32: encoded tokens; rows of
   // zeros behind them count, since the model was trained to see them; the last row may stand for
-  // last_count equal ones, which is the same and cheaper (a key that counts as many), where no layer
-  // selects of the prompt. Of a model that reads an image: the image's tokens
+  // last_count equal ones, which is the same and cheaper (a key that counts as many), where no
+  // layer selects of the prompt. Of a model that reads an image: the image's tokens
   // (models/wan/image_encoder.h).
   void set_text(Context& ctx, View text, std::span<LayerState> layers,
                 int64_t last_count = 1) const;
