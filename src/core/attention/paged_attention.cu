@@ -140,13 +140,15 @@ namespace {
 // How many blocks work on a row; 0: by shares. Costs are counted in the time that a page takes, as
 // if all lists were as long as the longest may be.
 int choose_blocks_per_row(const ClusterRoom& room, int num_blocks, int64_t num_rows,
-                          int64_t max_pages) {
-  // What it costs besides: to make a plan, to write parts of rows and to put them together in a
-  // second launch, 8 us (5 pages of 128 channels or 10 of 64); to begin a row; to begin it in a
-  // cluster and put it together there.
-  constexpr int64_t kShares = 6, kRow = 1, kCluster = 4;
+                          int64_t max_pages, int head_dim) {
+  // What it costs besides: to begin a row; to begin it in a cluster and put it together there; by
+  // shares, to make a plan, to write parts of rows and to put them together in a second launch. Of
+  // 64 channels the last is as long as 24 pages take, and four groups of warps read rows in half
+  // the time (paged_attention_sm90.cu).
+  constexpr int64_t kRow = 1, kCluster = 4;
+  const int64_t shares = head_dim == 64 ? 24 : 6;
   int best = 0;
-  int64_t least = (num_rows * (max_pages + kRow) + num_blocks - 1) / num_blocks + kShares;
+  int64_t least = (num_rows * (max_pages + kRow) + num_blocks - 1) / num_blocks + shares;
   for (size_t i = 0; i < room.size(); ++i) {
     if (room[i] == 0) continue;
     const int64_t rounds = (num_rows + room[i] - 1) / room[i];
@@ -184,7 +186,7 @@ void PagedAttention::run(const void* q, int64_t num_queries, int num_heads, cons
     return;
   }
   args.blocks_per_row =
-      choose_blocks_per_row(room_, num_blocks_, lists.num_rows(), lists.max_pages);
+      choose_blocks_per_row(room_, num_blocks_, lists.num_rows(), lists.max_pages, head_dim_);
   args.plan = plan_.data();
   args.partial_out = partial_.data();
   args.partial_sum = reinterpret_cast<float2*>(
