@@ -54,11 +54,13 @@ class Player {
     stages_.mark(0);
     records_.denoise(ctx, [&] { rollout_.denoise(ctx, kSeed, own_); });
     stages_.mark(1);
+    Context& decoding = records_.begin_decoding(ctx);
     density_ = rollout_.density();
     if (given != nullptr) copy(ctx, *given, given_);
     records_.remember(ctx, [&] { rollout_.remember(ctx, given != nullptr ? given_ : own_); });
     stages_.mark(2);
-    records_.decode(ctx, [&] { model_.autoencoder.decode(ctx, own_, pixels_); });
+    records_.decode(decoding, [&] { model_.autoencoder.decode(decoding, own_, pixels_); });
+    records_.finish_decoding(ctx);
     stages_.mark(3);
     ctx.synchronize();
     return own_;

@@ -3,7 +3,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 
+#include "device/branch.h"
+#include "device/context.h"
 #include "device/graph.h"
 #include "pipeline/rollout.h"
 
@@ -26,6 +29,19 @@ class FrameRecords {
 
   void decode(Context& ctx, const std::function<void()>& steps) { run(ctx, decoding_, steps); }
 
+  // The Context to decode with what is on ctx's stream now: on CUDA another one, so that the frame
+  // is decoded beside the clean pass; elsewhere ctx. finish_decoding() makes ctx wait for it.
+  Context& begin_decoding(Context& ctx) {
+    if (ctx.device().kind == DeviceKind::kCpu) return ctx;
+    if (!beside_) beside_ = std::make_unique<Context>(ctx.device(), ctx.threads());
+    follow(*beside_, ctx);
+    return *beside_;
+  }
+
+  void finish_decoding(Context& ctx) {
+    if (beside_) follow(ctx, *beside_);
+  }
+
   void forget() {
     for (Graph* graph : {&denoising_, &remembering_, &decoding_}) graph->reset();
   }
@@ -36,6 +52,7 @@ class FrameRecords {
   }
 
   bool replays_ = false;
+  std::unique_ptr<Context> beside_;
   Graph denoising_, remembering_, decoding_;
 };
 

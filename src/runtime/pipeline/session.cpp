@@ -77,6 +77,7 @@ View Session::step(CameraPosition camera) {
   records_.begin_frame(ctx_, rollout_, next_frame_, camera.x, camera.y);
   records_.denoise(ctx_, [&] { rollout_.denoise(ctx_, options_.seed, latent_); });
   clock_.mark(kDenoised);
+  Context& decoding = records_.begin_decoding(ctx_);
   // Of the history as it was read: the frame in work has not joined it.
   last_chunk_.density = rollout_.density();
   last_chunk_.steps_run = rollout_.steps_run();
@@ -85,10 +86,11 @@ View Session::step(CameraPosition camera) {
   clock_.mark(kRemembered);
   if (look) last_chunk_.errors = watch_->errors(ctx_, rollout_.layers(), next_frame_);
   clock_.mark(kWatched);
-  records_.decode(ctx_, [&] {
-    model_.autoencoder.decode(ctx_, latent_, pixels_);
-    to_rgb(ctx_, pixels_, rgb_);
+  records_.decode(decoding, [&] {
+    model_.autoencoder.decode(decoding, latent_, pixels_);
+    to_rgb(decoding, pixels_, rgb_);
   });
+  records_.finish_decoding(ctx_);
   clock_.mark(kDecoded);
   copy(ctx_, rgb_, host_rgb_);  // waits
   last_chunk_.denoise_ms = clock_.ms(kBegin, kDenoised);
