@@ -11,6 +11,18 @@
 #include "pipeline/selection.h"
 
 namespace longtake {
+namespace {
+
+// A GPU reads so many keys a head faster than it chooses among them (docs/performance.md).
+constexpr int64_t kFewKeys = 4096;
+
+bool reads_all(const Context& ctx, const CacheOptions& memory) {
+  const int64_t budget = memory.tempcache.budget_tokens;
+  return ctx.device().kind == DeviceKind::kCuda && memory.memory == "tempcache" && budget > 0 &&
+         budget <= kFewKeys;
+}
+
+}  // namespace
 
 Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Method& method,
                  int64_t expected_frames)
@@ -24,7 +36,8 @@ Rollout::Rollout(Context& ctx, const world::Model& model, View text, const Metho
   CacheOptions memory = cache_options(method, sizes, model.compute, expected_frames);
   memory.clock = clock_;
   memory.batch = make_commit_batch(ctx);
-  memory.page_summaries = method.sparse_self;
+  reads_all_ = reads_all(ctx, memory);
+  memory.page_summaries = method.sparse_self && !reads_all_;
   layers_.resize(static_cast<size_t>(sizes.num_layers));
   for (size_t n = 0; n < layers_.size(); ++n) {
     memory.layer = static_cast<int64_t>(n);
@@ -52,7 +65,9 @@ void Rollout::set_selection(Context& ctx, const Method& method) {
   method_ = method;
   method_.num_steps = num_steps();
   method_ = name_dense_parts(method_, sizes.num_layers);
-  longtake::set_selection(ctx, method_, sizes, layers_);
+  Method selecting = method_;
+  selecting.sparse_self &= !reads_all_;
+  longtake::set_selection(ctx, selecting, sizes, layers_);
 }
 
 void Rollout::measure_steps(Context& ctx, int64_t num_steps, world::LayerReuse* reuse) {

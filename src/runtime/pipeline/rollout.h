@@ -96,6 +96,7 @@ class Rollout {
   const Schedule* schedule_ = &usual_;  // of the frame in work
   world::Place place_;
   std::vector<LayerState> layers_;
+  bool reads_all_ = false;                 // AnnSA would choose among too few keys
   std::unique_ptr<StepCache> step_cache_;  // null: every step is computed
   world::LayerReuse* measured_ = nullptr;  // takes its place
   Tensor velocity_, noise_;                // [C, h, w]
