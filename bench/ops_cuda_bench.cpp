@@ -1,7 +1,8 @@
 // The ops on an NVIDIA GPU, at the sizes of the embedded world (128 tokens of 384) and of Wan 1.3B
 // at 480 x 832 (three frames of 1560 tokens of 1536). Every op is checked against its CPU twin at
 // the world's size, then timed as 20 launches in one graph. Peers of the same run: a copy on the
-// device (GB/s that are read and written) and a product of 8192^3 in bf16.
+// device (GB/s that are read and written) and a product of 8192^3 in bf16. An argument: only the
+// ops whose names begin so.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/layer_tail.h"
 #include "attention/norm_linear_attend.h"
 #include "bench.h"
 #include "device/graph.h"
@@ -69,8 +71,8 @@ class Case {
   const LinearWeight& linear_weight(DType dtype, int64_t out, int64_t in) {
     const Tensor weight = repeated_random(dtype, {out, in}, 90);
     const Tensor bias = bench::random_tensor(kF32, {out}, 91);
-    linear_ = std::make_unique<LinearWeight>(ctx_, weight, View(), bias, dtype);
-    return *linear_;
+    linear_.push_back(std::make_unique<LinearWeight>(ctx_, weight, View(), bias, dtype));
+    return *linear_.back();
   }
 
   const ConvWeight& conv_weight(DType dtype, int64_t out, int64_t in, int64_t kernel) {
@@ -96,7 +98,7 @@ class Case {
  private:
   Context& ctx_;
   std::vector<Tensor> tensors_;
-  std::unique_ptr<LinearWeight> linear_;
+  std::vector<std::unique_ptr<LinearWeight>> linear_;
   std::unique_ptr<ConvWeight> conv_;
   View result_;
 };
@@ -258,6 +260,34 @@ std::vector<Named> cases() {
       };
     });
   }
+  add_case("layer_tail", "world 128 x 384, prompt 9", false, [=](Case& c) {
+    const View x = c.in(kF32, stream), frame = c.in(kF32, {6, kDim});
+    const View mixed = c.in(kBF16, stream), rotation = c.in(kF32, {kRows, 32});
+    const View k = c.in(kBF16, {9, 6, 64}), v = c.in(kBF16, {9, 6, 64});
+    const View heads[] = {c.out(kBF16, {kRows, 6, 64}), c.out(kBF16, {kRows, 6, 64}),
+                          c.out(kBF16, {kRows, 6, 64})};
+    LayerTail tail;
+    tail.self_o = tail.q = tail.cross_o = &c.linear_weight(kBF16, kDim, kDim);
+    tail.up = &c.linear_weight(kBF16, kHidden, kDim);
+    tail.down = &c.linear_weight(kBF16, kDim, kHidden);
+    tail.next_qkv = &c.linear_weight(kBF16, 3 * kDim, kDim);
+    tail.activation = Activation::kGeluTanh;
+    tail.eps = 1e-6F;
+    tail.scale = 0.125F;
+    const auto pages = std::make_shared<KvPages>(c.ctx(), k, v);
+    c.run = [=, &c]() mutable {
+      const std::span<const View> frames(&frame, 1);
+      const StreamNorm norm{{frames, 1}, {frames, 0}, 1e-6F, true};
+      const View by = vector_of({frames, 1}, 0, kDim);
+      tail.self_gate = tail.ffn_gate = {frames, 2};
+      tail.cross_norm = tail.ffn_norm = tail.next_norm = norm;
+      tail.q_norm = by;
+      tail.prompt = pages->view();
+      tail.next = {{{by, true, heads[0]}, {by, true, heads[1]}, {View(), false, heads[2]}}};
+      tail.cos = tail.sin = rotation;
+      layer_tail(c.ctx(), mixed, x, tail);
+    };
+  });
   for (const int64_t in : {kDim, kHidden}) {
     add_case("add_linear", str("world 128 x ", in, " -> 384"), true, [=](Case& c) {
       const View y = c.in(kBF16, {kRows, in}), frame = c.in(kF32, {6, kDim});
@@ -374,7 +404,8 @@ double product_rate(Context& ctx) {
   return 2.0 * kSize * kSize * kSize / seconds;
 }
 
-int run() {
+// Only cases whose name begins so.
+int run(const std::string& wanted) {
   Context gpu(Device{DeviceKind::kCuda, 0});
   Context cpu;
   const double bandwidth = copy_rate(gpu);
@@ -382,6 +413,7 @@ int run() {
   std::printf("copy %.0f GB/s, product %.0f TFLOP/s\n", bandwidth * 1e-9, peak * 1e-12);
   bool good = true;
   for (const Named& named : cases()) {
+    if (!named.name.starts_with(wanted)) continue;
     Case on_gpu(gpu);
     named.make(on_gpu);
     double error = -1;
@@ -408,6 +440,6 @@ int run() {
 }  // namespace
 }  // namespace longtake
 
-int main() {
-  return longtake::run();
+int main(int argc, char** argv) {
+  return longtake::run(argc > 1 ? argv[1] : "");
 }

@@ -6,9 +6,11 @@
 
 #include "attend_cuda_support.h"
 #include "attention/attend.h"
+#include "attention/layer_tail.h"
 #include "attention/norm_linear_attend.h"
 #include "device/graph.h"
 #include "kv/device_pages.h"
+#include "ops/copy.h"
 
 namespace longtake::cuda {
 namespace {
@@ -148,6 +150,120 @@ TEST_F(AttendCudaTest, FromTheStreamToAPrompt) {
     const auto all_keys = [](int64_t, int64_t, int64_t) { return true; };
     EXPECT_LE(distance(out.on_cpu(), plain(test::on_host(q), k, v, scale, all_keys)), 5e-3)
         << c.rows << " x " << c.in << " x " << c.heads << " x " << c.dim << ", " << c.keys;
+  }
+}
+
+// In one launch and, at sizes that do not suit, by the ops that it is composed of.
+TEST_F(AttendCudaTest, TheTailOfALayer) {
+  struct Case {
+    int64_t rows, dim, hidden, keys;
+    bool normed, has_next, has_queries;
+  };
+
+  for (const Case& c :
+       {Case{128, 384, 1536, 9, true, true, true}, Case{128, 384, 1536, 128, true, true, false},
+        Case{16, 384, 1536, 1, true, true, true}, Case{1, 384, 1536, 40, false, true, true},
+        Case{37, 384, 1536, 77, true, true, true}, Case{256, 384, 1536, 100, true, false, true},
+        Case{129, 384, 1536, 64, false, false, true}, Case{128, 384, 1536, 200, true, true, true},
+        Case{300, 384, 1536, 20, true, true, true}, Case{33, 128, 512, 20, true, true, true}}) {
+    Context gpu{kGpu}, cpu;
+    const int64_t heads = c.dim / 64;
+
+    // One side, of which `vectors` and weights are the same on both.
+    struct Side {
+      Tensor x, mixed, vectors, cos, sin, q, k, v;
+      std::vector<LinearWeight> weights;
+      KvPages pages;
+    };
+
+    const auto make = [&](Context& ctx) {
+      const Device on = ctx.device();
+      Side side;
+      side.x = test::random_tensor(DType::kF32, {c.rows, c.dim}, 1, 3).to(on);
+      side.mixed = test::random_tensor(DType::kBF16, {c.rows, c.dim}, 2).to(on);
+      side.vectors = test::random_tensor(DType::kF32, {8, c.dim}, 3).to(on);
+      side.cos = test::random_tensor(DType::kF32, {c.rows, 32}, 4).to(on);
+      side.sin = test::random_tensor(DType::kF32, {c.rows, 32}, 5).to(on);
+      const Tensor k = test::random_tensor(DType::kBF16, {c.keys, heads, 64}, 6).to(on);
+      const Tensor v = test::random_tensor(DType::kBF16, {c.keys, heads, 64}, 7).to(on);
+      side.pages = KvPages(ctx, k, v);
+      uint64_t seed = 10;
+      for (const auto& [out, in] : {std::pair{c.dim, c.dim},
+                                    {c.dim, c.dim},
+                                    {c.dim, c.dim},
+                                    {c.hidden, c.dim},
+                                    {c.dim, c.hidden},
+                                    {3 * c.dim, c.dim}}) {
+        const auto scale = 1 / std::sqrt(static_cast<float>(in));
+        const Tensor weight = test::random_tensor(DType::kBF16, {out, in}, ++seed, scale);
+        side.weights.emplace_back(ctx, weight, View(),
+                                  test::random_tensor(DType::kF32, {out}, ++seed), DType::kBF16);
+      }
+      return side;
+    };
+    Side on_gpu = make(gpu), on_cpu = make(cpu);
+    const auto run = [&](Context& ctx, Side& side, View q, View k, View v, bool in_two) {
+      const View vectors = side.vectors;
+      const std::span<const View> frames(&vectors, 1);
+      const auto vector = [&](int64_t i) { return vectors.rows(i, i + 1).reshape({c.dim}); };
+      LayerTail tail;
+      tail.self_o = &side.weights[0];
+      tail.self_gate = {frames, 0};
+      tail.cross_norm = {{frames, 1}, {frames, 2}, 1e-6F, false};
+      tail.q = &side.weights[1];
+      tail.q_norm = c.normed ? vector(3) : View();
+      tail.prompt = side.pages.view();
+      tail.scale = c.normed ? 0.125F : 0.02F;
+      tail.cross_o = &side.weights[2];
+      tail.ffn_norm = {{frames, 4}, {frames, 5}, 1e-6F, true};
+      tail.up = &side.weights[3];
+      tail.activation = Activation::kGeluTanh;
+      tail.down = &side.weights[4];
+      tail.ffn_gate = {frames, 6};
+      tail.eps = 1e-6F;
+      if (c.has_next) {
+        tail.next_qkv = &side.weights[5];
+        tail.next_norm = {{frames, 2}, {frames, 1}, 1e-6F, true};
+        tail.next = {{{vector(3), true, q}, {vector(7), true, k}, {View(), false, v}}};
+        tail.cos = side.cos;
+        tail.sin = side.sin;
+      }
+      if (in_two) {
+        const Tensor queries(ctx.device(), DType::kBF16, {c.rows, heads, 64});
+        longtake::layer_queries(ctx, side.mixed, side.x, tail, queries);
+        tail.self_o = nullptr;
+        longtake::layer_tail(ctx, View(), side.x, tail);
+        return queries.to({});
+      }
+      longtake::layer_tail(ctx, side.mixed, side.x, tail);
+      return Tensor();
+    };
+    const Shape shape{c.rows, heads, 64};
+    const Tensor want_q({}, DType::kBF16, shape), want_k({}, DType::kBF16, shape),
+        want_v({}, DType::kBF16, shape);
+    const Tensor want_queries =
+        run(cpu, on_cpu, c.has_queries ? want_q.view() : View(), want_k, want_v, true);
+    const std::string what = str(c.rows, " x ", c.dim, " x ", c.hidden, ", prompt of ", c.keys);
+    // Again on what it has made: launches that follow one another.
+    const Tensor first = on_gpu.x.to({});
+    const GuardedOut q(DType::kBF16, shape), k(DType::kBF16, shape), v(DType::kBF16, shape);
+    const GuardedOut x(DType::kF32, {c.rows, c.dim});
+    for (int round = 0; round < 4; ++round) {
+      copy(gpu, first, on_gpu.x);
+      const bool in_two = round % 2 == 1;
+      const Tensor queries =
+          run(gpu, on_gpu, c.has_queries ? q.view() : View(), k.view(), v.view(), in_two);
+      if (in_two) {
+        EXPECT_LE(distance(queries, want_queries), 1e-2) << what << ", in two";
+      }
+      EXPECT_LE(distance(test::on_host(on_gpu.x), on_cpu.x), 4e-3) << what;
+      if (!c.has_next) continue;
+      if (c.has_queries) {
+        EXPECT_LE(distance(q.on_cpu(), want_q), 1e-2) << what;
+      }
+      EXPECT_LE(distance(k.on_cpu(), want_k), 1e-2) << what;
+      EXPECT_LE(distance(v.on_cpu(), want_v), 1e-2) << what;
+    }
   }
 }
 

@@ -54,6 +54,10 @@ struct HistoryReading {
 
 class CommitBatch;  // kv/device_commit_batch.h
 
+namespace cuda {
+struct PageLayout;  // kv/device_layout.h
+}
+
 struct CacheOptions {
   std::string memory = "full";  // policy: "full" | "window" | "tempcache" | "flowcache"
   int64_t sink_frames = 1;      // window, tempcache: first frames, kept for ever
@@ -141,6 +145,15 @@ class KvCache {
     observe_reads(ctx, q);
     set_current(ctx, k, v);
   }
+
+  // On CUDA: the pages in which keys and values of a chunk of so many tokens are while it is in
+  // work, for a launch that writes them there by itself, and of its weights 1; read_written() then
+  // takes the place of read_chunk(), and without q that of set_current(). Null: there are none
+  // such.
+  virtual const cuda::PageLayout* work_pages(int64_t /*tokens*/) { return nullptr; }
+
+  // q stays as it is until join_branch() (device/branch.h).
+  virtual void read_written(Context&, View /*q*/, int64_t /*tokens*/) {}
 
   virtual void commit_chunk(Context& ctx, View q, View k, View v, ChunkPosition position) {
     if (wants_queries()) observe_queries(ctx, q, position);

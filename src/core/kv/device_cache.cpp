@@ -118,6 +118,19 @@ void DeviceCache::write_current(View k, View v, const Asked& asked) {
   summarise(filled_.data(), current_pages_ * job.layout.num_heads);
 }
 
+const PageLayout* DeviceCache::work_pages(int64_t tokens) {
+  if (options_.dtype != DType::kBF16 || options_.page_summaries || tokens % kPageKeys != 0 ||
+      pages_for(tokens) > room_.work)
+    return nullptr;
+  work_layout_ = layout();
+  return &work_layout_;
+}
+
+void DeviceCache::read_written(Context&, View, int64_t tokens) {
+  join_commits();
+  current_pages_ = pages_for(tokens);
+}
+
 void DeviceCache::append(FillPlace place, View k, View v, const Asked& asked) {
   join_commits();
   Fill job;

@@ -47,6 +47,8 @@ class DeviceCache : public KvCache {
 
   void set_buckets(std::span<const Bucket> buckets) override;
   void set_current(Context& ctx, View k, View v) override;
+  const PageLayout* work_pages(int64_t tokens) override;
+  void read_written(Context& ctx, View q, int64_t tokens) override;
   void expect_finite() const override;
   void reset() override;
   void set_reading(Context& ctx, const HistoryReading& reading) override;
@@ -121,6 +123,8 @@ class DeviceCache : public KvCache {
     if (waits_for_ == batch_->round()) batch_->run();
   }
 
+  Runtime& runtime() const { return runtime_; }
+
   cudaStream_t stream() const { return runtime_.stream(); }
 
   // Pages of a head that `tokens` fill.
@@ -155,6 +159,7 @@ class DeviceCache : public KvCache {
   DeviceArray<unsigned char> store_;
   DeviceArray<float> bad_;       // [2, heads]: of keys and values
   DeviceArray<int32_t> filled_;  // pages that the last launch filled
+  PageLayout work_layout_;       // of work_pages()
   DeviceArray<double> speeds_;   // of a moved sink, by pair
   Buffer told_;
   std::unique_ptr<PageSummaries> summaries_;

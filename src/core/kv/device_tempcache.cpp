@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/philox.h"
+#include "device/branch_cuda.h"
 #include "kv/device_cache_base.h"
 #include "kv/device_groups.h"
 #include "kv/state_stream.h"
@@ -155,16 +156,24 @@ class DeviceTempCache final : public DeviceCache {
 
   void observe_queries(Context&, View q, ChunkPosition position) override {
     join_commits();
-    ask(asked_of_commit(q, position));
+    ask(asked_of_commit(q, position), stream());
   }
 
   void observe_reads(Context&, View q) override {
     join_commits();
-    ask(asked_of_reads(q));
+    ask(asked_of_reads(q), stream());
   }
 
   void read_chunk(Context&, View q, View k, View v) override {
     write_current(k, v, asked_of_reads(q));
+  }
+
+  void read_written(Context& ctx, View q, int64_t tokens) override {
+    DeviceCache::read_written(ctx, q, tokens);
+    if (q.empty()) return;
+    // Nobody waits for these before the pass has ended.
+    if (const Asked asked = asked_of_reads(q); asked.q != nullptr)
+      ask(asked, fork_branch(runtime()));
   }
 
   void commit_chunk(Context&, View q, View k, View v, ChunkPosition position) override {
@@ -513,11 +522,11 @@ class DeviceTempCache final : public DeviceCache {
     return asked;
   }
 
-  void ask(const Asked& asked) const {
+  void ask(const Asked& asked, cudaStream_t on) const {
     Fill job;
     job.layout = layout();
     job.asked = asked;
-    fill(job, nullptr, nullptr, 0, stream());
+    fill(job, nullptr, nullptr, 0, on);
   }
 
   void commit_asked(const Asked& asked, View k, View v, ChunkPosition position) {

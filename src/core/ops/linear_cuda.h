@@ -12,11 +12,16 @@ struct PackedProduct {
   Tensor weight;       // [out, in] in the compute dtype
   Tensor bias;         // [out] f32, or empty
   Tensor narrow_bias;  // [out] bf16 for bf16 results, or empty
+  // The weight once more, as layer_tail's blocks want it (attention/layer_tail_cuda.cu), once one
+  // has asked; or empty.
+  mutable Tensor sliced;
 
   // weight [out, in] f32 | bf16, bias [out] f32 or empty; on the CPU.
   PackedProduct(Context& ctx, View weight, View bias, DType compute);
 
-  size_t bytes() const { return weight.bytes() + bias.bytes() + narrow_bias.bytes(); }
+  size_t bytes() const {
+    return weight.bytes() + bias.bytes() + narrow_bias.bytes() + sliced.bytes();
+  }
 };
 
 const PackedProduct& packed_of(const LinearWeight& weight);

@@ -69,15 +69,18 @@ View Attention::take_heads(Context& ctx, int64_t length) const {
   return ctx.workspace().take(compute_dtype(), {length, num_heads, head_dim});
 }
 
-Heads Attention::project(Context& ctx, const LayerInput& h, const RopeTable& rope,
-                         bool with_queries) const {
-  const int64_t length = h.length();
-  const Heads heads{with_queries ? take_heads(ctx, length) : View(), take_heads(ctx, length),
-                    take_heads(ctx, length)};
-  const HeadPart parts[] = {
-      {norm_q, true, heads.q}, {norm_k, true, heads.k}, {View(), false, heads.v}};
-  project_to_heads(ctx, h, *qkv, parts, rope.cos, rope.sin, eps);
-  return heads;
+Heads Attention::take(Context& ctx, int64_t length, bool with_queries) const {
+  return {with_queries ? take_heads(ctx, length) : View(), take_heads(ctx, length),
+          take_heads(ctx, length)};
+}
+
+std::array<HeadPart, kMaxHeadParts> Attention::parts_of(const Heads& heads) const {
+  return {{{norm_q, true, heads.q}, {norm_k, true, heads.k}, {View(), false, heads.v}}};
+}
+
+void Attention::project(Context& ctx, const LayerInput& h, const RopeTable& rope,
+                        const Heads& heads) const {
+  project_to_heads(ctx, h, *qkv, parts_of(heads), rope.cos, rope.sin, eps);
 }
 
 View Attention::queries(Context& ctx, const LayerInput& h) const {
@@ -95,18 +98,19 @@ Heads Attention::keys_and_values(Context& ctx, View prompt) const {
   return heads;
 }
 
-void self_attention(Context& ctx, const Attention& layer, const LayerInput& h,
-                    const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
-                    bool sparse, std::optional<ChunkPosition> commit, int64_t unread_tokens,
-                    View out, const AttentionObserver& observer) {
-  const Workspace::Scope scope(ctx.workspace());
-  const Heads heads = layer.project(ctx, h, rope);
+void self_attention(Context& ctx, const Attention& layer, const ChunkHeads& heads, Memory& memory,
+                    std::span<const Bucket> buckets, bool sparse,
+                    std::optional<ChunkPosition> commit, int64_t unread_tokens, View out,
+                    const AttentionObserver& observer) {
   const View q = heads.q;
-  const View k = heads.k.rows(unread_tokens, h.length());
-  const View v = heads.v.rows(unread_tokens, h.length());
+  const int64_t length = q.dim(0);
+  const View k = heads.k.rows(unread_tokens, length);
+  const View v = heads.v.rows(unread_tokens, length);
   set_buckets(memory, buckets, unread_tokens);
-  const View asked = q.rows(unread_tokens, h.length());
-  if (commit)
+  const View asked = q.rows(unread_tokens, length);
+  if (heads.is_written && unread_tokens == 0)
+    memory.cache->read_written(ctx, commit ? View() : asked, length);
+  else if (commit)
     memory.cache->set_current(ctx, k, v);
   else
     memory.cache->read_chunk(ctx, asked, k, v);
@@ -124,15 +128,11 @@ void self_attention(Context& ctx, const Attention& layer, const LayerInput& h,
   if (commit) join_history(ctx, asked, k, v, *commit, memory);
 }
 
-void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h, const RopeTable& rope,
-                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
-                 int64_t unread_tokens) {
-  const Workspace::Scope scope(ctx.workspace());
+void commit_keys(Context& ctx, const Heads& heads, Memory& memory, std::span<const Bucket> buckets,
+                 ChunkPosition position, int64_t unread_tokens) {
   set_buckets(memory, buckets, unread_tokens);
-  const bool with_queries = memory.cache->wants_queries();
-  const Heads heads = layer.project(ctx, h, rope, with_queries);
-  const auto of_read = [&](View tokens) { return tokens.rows(unread_tokens, h.length()); };
-  join_history(ctx, with_queries ? of_read(heads.q) : View(), of_read(heads.k), of_read(heads.v),
+  const auto of_read = [&](View tokens) { return tokens.rows(unread_tokens, tokens.dim(0)); };
+  join_history(ctx, heads.q.empty() ? View() : of_read(heads.q), of_read(heads.k), of_read(heads.v),
                position, memory);
 }
 
@@ -146,12 +146,19 @@ std::span<const Bucket> Prompt::latest_buckets() const {
   return buckets != nullptr ? buckets->buckets() : std::span<const Bucket>();
 }
 
+std::optional<KvView> prompt_to_read(const Prompt& prompt, PromptReading reading) {
+  if (prompt.chooses(reading)) return std::nullopt;
+  if (prompt.selector == nullptr || reading == PromptReading::kAll) return prompt.pages.view();
+  return prompt.selector->kept();
+}
+
 void cross_attention(Context& ctx, const Attention& layer, const LayerInput& h, Prompt& prompt,
                      PromptReading reading, View out, const AttentionObserver& observer) {
   const bool chosen = prompt.selector != nullptr && reading != PromptReading::kAll;
-  if (h.rows.empty() && !chosen && prompt.buckets == nullptr && !observer)
-    return norm_linear_attend(ctx, h.stream, h.norm, *layer.q, layer.norm_q, layer.eps,
-                              prompt.pages.view(), layer.scale(),
+  const std::optional<KvView> known = prompt_to_read(prompt, reading);
+  if (h.rows.empty() && known && prompt.buckets == nullptr && !observer)
+    return norm_linear_attend(ctx, h.stream, h.norm, *layer.q, layer.norm_q, layer.eps, *known,
+                              layer.scale(),
                               out.reshape({h.length(), layer.num_heads, layer.head_dim}));
   const Workspace::Scope scope(ctx.workspace());
   const View q = layer.queries(ctx, h);
@@ -164,7 +171,8 @@ void cross_attention(Context& ctx, const Attention& layer, const LayerInput& h, 
 void full_attention(Context& ctx, const Attention& layer, View h, const RopeTable& rope, View out) {
   LONGTAKE_CHECK(ctx.device().kind == DeviceKind::kCpu, "text encoders run on the CPU");
   const Workspace::Scope scope(ctx.workspace());
-  const Heads heads = layer.project(ctx, {h, View(), {}}, rope);
+  const Heads heads = layer.take(ctx, h.dim(0));
+  layer.project(ctx, {h, View(), {}}, rope, heads);
   const KvPages pages(ctx, heads.k, heads.v);
   const View mixed = ctx.workspace().take(layer.compute_dtype(), h.shape());
   read(ctx, layer, heads.q, pages.view(), nullptr, mixed, nullptr);

@@ -1,6 +1,7 @@
 // Attention layers with weights: projections, norms of q and k, RoPE, and where the keys come from.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "kv/cache.h"
 #include "nn/stream.h"
 #include "nn/weight_table.h"
+#include "ops/heads.h"
 #include "ops/linear.h"
 #include "tensor/tensor.h"
 
@@ -51,10 +53,14 @@ struct Attention {
 
   float scale() const;  // of the logits: 1 / sqrt(head_dim)
 
-  // h [L, dim] -> heads of the compute dtype in the workspace, valid until the caller's
-  // Workspace::Scope ends. Self attention's, rotated; q is empty if it is not wanted.
-  Heads project(Context& ctx, const LayerInput& h, const RopeTable& rope,
-                bool with_queries = true) const;
+  // Room for the heads of `length` tokens, of the compute dtype, in the workspace: valid until the
+  // caller's Workspace::Scope ends. q is empty if it is not wanted.
+  Heads take(Context& ctx, int64_t length, bool with_queries = true) const;
+  // What becomes of qkv's columns: self attention's heads, rotated; those that are empty are not
+  // made.
+  std::array<HeadPart, kMaxHeadParts> parts_of(const Heads& heads) const;
+  // h [L, dim] -> self attention's heads.
+  void project(Context& ctx, const LayerInput& h, const RopeTable& rope, const Heads& heads) const;
   // Cross attention's, of the tokens and of the prompt [T, dim] in the compute dtype; not rotated.
   View queries(Context& ctx, const LayerInput& h) const;
   Heads keys_and_values(Context& ctx, View prompt) const;
@@ -85,22 +91,33 @@ struct Memory {
   double select_ms = 0;  // and on choosing what to read of it
 };
 
-// out = attend(q, history + own chunk), which the layer's o has yet to project: h [L, dim], out
-// [L, dim] in the compute dtype. The chunk's keys and values
-// become the cache's current ones, except those of the first `unread_tokens`; with `commit` they
-// join its history afterwards. `sparse`: only what the selector chooses is read, if there is one;
-// the first frame, the newest one and the chunk itself always are. buckets: what the chunk's tokens
-// are assigned to, [L] or empty.
-void self_attention(Context& ctx, const Attention& layer, const LayerInput& h,
-                    const RopeTable& rope, Memory& memory, std::span<const Bucket> buckets,
-                    bool sparse, std::optional<ChunkPosition> commit, int64_t unread_tokens,
-                    View out, const AttentionObserver& observer = nullptr);
+// Heads of a chunk; is_written: keys and values are in the pages of the cache (work_pages) as well.
+struct ChunkHeads : Heads {
+  bool is_written = false;
+};
+
+// out = attend(q, history + own chunk), which the layer's o has yet to project: heads of the chunk,
+// out [L, dim] in the compute dtype. The chunk's keys and values become the cache's current ones,
+// except those of the first `unread_tokens`; with `commit` they join its history afterwards.
+// `sparse`: only what the selector chooses is read, if there is one; the first frame, the newest
+// one and the chunk itself always are. buckets: what the chunk's tokens are assigned to, [L] or
+// empty.
+void self_attention(Context& ctx, const Attention& layer, const ChunkHeads& heads, Memory& memory,
+                    std::span<const Bucket> buckets, bool sparse,
+                    std::optional<ChunkPosition> commit, int64_t unread_tokens, View out,
+                    const AttentionObserver& observer = nullptr);
 
 // Only the keys and values of a clean chunk join the history, except those of the first
-// `unread_tokens`: all that a last layer must do.
-void commit_keys(Context& ctx, const Attention& layer, const LayerInput& h, const RopeTable& rope,
-                 Memory& memory, std::span<const Bucket> buckets, ChunkPosition position,
-                 int64_t unread_tokens);
+// `unread_tokens`: all that a last layer must do. Without queries, unless the cache wants them.
+void commit_keys(Context& ctx, const Heads& heads, Memory& memory, std::span<const Bucket> buckets,
+                 ChunkPosition position, int64_t unread_tokens);
+
+// How a pass reads a prompt that has a selector.
+enum class PromptReading : uint8_t {
+  kAll,
+  kChoose,  // choose by this pass's queries, then read what is chosen
+  kChosen   // read what an earlier pass over the frame chose
+};
 
 // What one layer knows of the prompt.
 struct Prompt {
@@ -113,14 +130,15 @@ struct Prompt {
 
   // Of the latest pass's tokens; empty without `buckets`.
   std::span<const Bucket> latest_buckets() const;
+
+  // Whether a pass that reads so chooses, by its queries, what it reads.
+  bool chooses(PromptReading reading) const {
+    return selector != nullptr && reading == PromptReading::kChoose;
+  }
 };
 
-// How a pass reads a prompt that has a selector.
-enum class PromptReading : uint8_t {
-  kAll,
-  kChoose,  // choose by this pass's queries, then read what is chosen
-  kChosen   // read what an earlier pass over the frame chose
-};
+// The pages that a pass reads so, if it need not choose them.
+std::optional<KvView> prompt_to_read(const Prompt& prompt, PromptReading reading);
 
 // out = attend(q, prompt), without RoPE on the queries, for o as above.
 void cross_attention(Context& ctx, const Attention& layer, const LayerInput& h, Prompt& prompt,

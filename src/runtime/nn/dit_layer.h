@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "attention/layer_tail.h"
 #include "device/context.h"
 #include "nn/attention.h"
 #include "nn/feed_forward.h"
@@ -55,6 +56,17 @@ struct DitSizes {
   float eps = 0;  // of every norm
 };
 
+struct DitLayer;
+
+// The layer behind, whose heads a layer makes with the last of its own work: on the GPU in one
+// launch where rows are few.
+struct NextHeads {
+  const DitLayer& layer;
+  std::span<const View> modulation;  // as LayerPass has it
+  KvCache& cache;                    // its own
+  ChunkHeads& heads;
+};
+
 // What a pass brings to a layer.
 struct LayerPass {
   int64_t index = 0;                 // of the layer
@@ -68,6 +80,9 @@ struct LayerPass {
   std::optional<ChunkPosition> commit;
   PassObserver* observer = nullptr;
   const LayerInsert* before_ffn = nullptr;
+  // Of the layer, made by the layer before; null: it makes them.
+  const ChunkHeads* heads = nullptr;
+  const NextHeads* next = nullptr;  // null: nobody asks for them
 };
 
 struct DitLayer {
@@ -85,6 +100,10 @@ struct DitLayer {
   // dtype. last_count: of equal tokens that the last one stands for.
   void set_prompt(Context& ctx, View embedded, Prompt& prompt, int64_t last_count = 1) const;
 
+  // Its heads, before the first of a pass's layers runs; x as run() takes it.
+  void make_heads(Context& ctx, const LayerPass& pass, View x, KvCache& cache,
+                  ChunkHeads& heads) const;
+
   // x [L, dim] f32, in place; L is a multiple of the number of frames.
   void run(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
   // The same on a stream that goes through several layers: what the layer adds last waits for the
@@ -96,8 +115,12 @@ struct DitLayer {
   void commit(Context& ctx, const LayerPass& pass, LayerState& state, View x) const;
 
  private:
-  // The norm by the pass's modulation: its vectors `shift` and behind it.
-  StreamNorm modulated(const LayerPass& pass, int64_t shift) const;
+  // The norm by vectors `shift` of [6, dim] and behind it.
+  StreamNorm modulated(std::span<const View> by, int64_t shift) const;
+  static void describe_next(const LayerPass& pass, const NextHeads& next, View x, LayerTail& tail);
+  // What follows self attention, which read `mixed`, in a launch of its own; false: it cannot.
+  bool run_tail(Context& ctx, const LayerPass& pass, const LayerState& state, View mixed,
+                View x) const;
 };
 
 // Sets the prompt of every layer from text [T, text_dim] f32: embedded in f32 by `embedding`, then

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/error.h"
+#include "device/branch.h"
 #include "nn/time_sinusoid.h"
 #include "ops/copy.h"
 #include "ops/elementwise.h"
@@ -172,13 +173,35 @@ View Transformer::modulation(const Pass& pass, int64_t layer) const {
   return pass.level.layers.view().rows(layer, layer + 1).reshape({kModulations, config_.dim});
 }
 
-void Transformer::run_layers(Context& ctx, const Pass& pass, int64_t count,
-                             std::optional<ChunkPosition> commit, View x) const {
-  for (int64_t n = 0; n < count; ++n) {
-    const View modulations = modulation(pass, n);
-    layers_[static_cast<size_t>(n)].run(ctx, layer_pass(pass, n, {&modulations, 1}, commit),
-                                        pass.layers[static_cast<size_t>(n)], x);
+void Transformer::run_layers(Context& ctx, const Pass& pass, std::optional<ChunkPosition> commit,
+                             View x) const {
+  const Workspace::Scope scope(ctx.workspace());
+  const Attention& sizes = layers_.front().self_attn;
+  View own = modulation(pass, 0);
+  // Of every layer its own: what is learnt from queries is learnt beside the pass.
+  ChunkHeads heads{sizes.take(ctx, x.dim(0))};
+  layers_.front().make_heads(ctx, layer_pass(pass, 0, {&own, 1}, commit), x,
+                             *pass.layers.front().memory.cache, heads);
+  const auto last = static_cast<int64_t>(layers_.size()) - 1;
+  for (int64_t n = 0; n < last; ++n) {
+    const auto at = static_cast<size_t>(n);
+    const View following = modulation(pass, n + 1);
+    KvCache& cache = *pass.layers[at + 1].memory.cache;
+    ChunkHeads made{sizes.take(ctx, x.dim(0), !commit || n + 1 < last || cache.wants_queries())};
+    const NextHeads next{layers_[at + 1], {&following, 1}, cache, made};
+    LayerPass layer = layer_pass(pass, n, {&own, 1}, commit);
+    layer.heads = &heads;
+    layer.next = &next;
+    layers_[at].run(ctx, layer, pass.layers[at], x);
+    heads = made;
+    own = following;
   }
+  LayerPass layer = layer_pass(pass, last, {&own, 1}, commit);
+  layer.heads = &heads;
+  if (commit)
+    layers_.back().commit(ctx, layer, pass.layers.back(), x);
+  else
+    layers_.back().run(ctx, layer, pass.layers.back(), x);
 }
 
 void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity) const {
@@ -189,7 +212,7 @@ void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity
   if (pass.reuse == nullptr || pass.reuse->must_run(ctx, pass.level.time, x)) {
     const View residual = pass.reuse != nullptr ? pass.reuse->residual() : View();
     if (pass.reuse != nullptr) axpby(ctx, -1, x, 0, x, residual);
-    run_layers(ctx, pass, config_.num_layers, std::nullopt, x);
+    run_layers(ctx, pass, std::nullopt, x);
     if (pass.reuse != nullptr) add(ctx, residual, x);
   } else {
     add(ctx, x, pass.reuse->residual());
@@ -201,6 +224,7 @@ void Transformer::velocity(Context& ctx, View z, const Pass& pass, View velocity
   norm_linear(ctx, x, {{vectors, 1}, {vectors, 0}, config_.eps, /*scale_plus_one=*/true}, *head_,
               Activation::kNone, patches);
   unpatchify(ctx, patches, config_.patch_size, velocity);
+  join_branch(ctx);
 }
 
 void Transformer::commit(Context& ctx, View z, const Pass& clean, ChunkPosition position) const {
@@ -208,11 +232,7 @@ void Transformer::commit(Context& ctx, View z, const Pass& clean, ChunkPosition 
   const Shape shape{config_.frame_tokens(), config_.dim};
   const View x = ctx.workspace().take(DType::kF32, shape);
   embed(ctx, z, clean.place, x);
-  const int64_t last = config_.num_layers - 1;
-  run_layers(ctx, clean, last, position, x);
-  const View modulations = modulation(clean, last);
-  layers_.back().commit(ctx, layer_pass(clean, last, {&modulations, 1}, position),
-                        clean.layers.back(), x);
+  run_layers(ctx, clean, position, x);
 }
 
 }  // namespace longtake::world

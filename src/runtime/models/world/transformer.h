@@ -88,9 +88,9 @@ class Transformer {
  private:
   // Tokens of z with the pose added: x [S, dim] f32.
   void embed(Context& ctx, View z, const Place& place, View x) const;
-  // The first `count` layers on x [S, dim] f32, in place.
-  void run_layers(Context& ctx, const Pass& pass, int64_t count,
-                  std::optional<ChunkPosition> commit, View x) const;
+  // All layers on x [S, dim] f32, in place; with `commit`, of the last only what joins the history.
+  void run_layers(Context& ctx, const Pass& pass, std::optional<ChunkPosition> commit,
+                  View x) const;
   // The layer's modulation at the pass's level, [6, dim].
   View modulation(const Pass& pass, int64_t layer) const;
 
