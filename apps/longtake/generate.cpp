@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "device/device.h"
 #include "media/frame_writer.h"
 #include "models/wan/model_files.h"
 #include "models/world/model.h"
@@ -48,18 +49,23 @@ void print_summary(const RunStats& stats, const std::string& out) {
   const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / 0x1p20; };
   const size_t peak = peak_rss_bytes();
   const size_t named = stats.weight_bytes + last.cache_bytes + stats.workspace_bytes;
+  const std::string named_parts =
+      fmt::format("weights {:.0f} + cache {:.0f} + workspace {:.0f}", mib(stats.weight_bytes),
+                  mib(last.cache_bytes), mib(stats.workspace_bytes));
+  const bool on_cpu = stats.device == Device{}.to_string();
   const int64_t frames = stats.num_frames();
   fmt::print(stderr, "{}: {} frames, {:.1f} s of video\n", out, frames,
              static_cast<double>(frames) / stats.fps);
-  fmt::print(stderr,
-             "speed: {:.2f} frames/s on {} threads ({}), first frame {:.0f} ms after the start\n",
-             stats.frames_per_second(), stats.threads, stats.dtype, stats.first_frame_ms);
-  fmt::print(
-      stderr,
-      "peak memory: {:.0f} MiB = weights {:.0f} + cache {:.0f} + workspace {:.0f} + program, "
-      "libraries and video encoder {:.0f}\n",
-      mib(peak), mib(stats.weight_bytes), mib(last.cache_bytes), mib(stats.workspace_bytes),
-      mib(peak > named ? peak - named : 0));
+  fmt::print(stderr, "speed: {:.2f} frames/s on {} ({}), first frame {:.0f} ms after the start\n",
+             stats.frames_per_second(), on_cpu ? str(stats.threads, " threads") : stats.device,
+             stats.dtype, stats.first_frame_ms);
+  if (on_cpu)
+    fmt::print(stderr,
+               "peak memory: {:.0f} MiB = {} + program, libraries and video encoder {:.0f}\n",
+               mib(peak), named_parts, mib(peak > named ? peak - named : 0));
+  else
+    fmt::print(stderr, "memory of {}: {:.0f} MiB = {}; peak memory of the host: {:.0f} MiB\n",
+               stats.device, mib(named), named_parts, mib(peak));
 }
 
 // Chunk after chunk into the writer until all frames are made or someone asks for a stop.

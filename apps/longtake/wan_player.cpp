@@ -196,7 +196,7 @@ class WanPlayer final : public Player {
 
   const ChunkStats& last_chunk() const override { return session_->last_chunk(); }
 
-  size_t workspace_bytes() const override { return ctx_->workspace().bytes_reserved(); }
+  size_t workspace_bytes() const override { return session_->workspace_bytes(); }
 
  private:
   // Prompt and actions of the chunk that begins there; false: behind the last frame.

@@ -66,6 +66,8 @@ class Context {
 
   Workspace& workspace() { return workspace_; }
 
+  const Workspace& workspace() const { return workspace_; }
+
   // What the CUDA twins share (device/cuda_runtime.h); null on the CPU.
   cuda::Runtime* cuda() const { return cuda_.get(); }
 

@@ -58,6 +58,12 @@ class WanSession {
 
   const ChunkStats& last_chunk() const { return last_chunk_; }
 
+  // Of the context, and of the one that decodes beside it.
+  size_t workspace_bytes() const {
+    return ctx_.workspace().bytes_reserved() +
+           (beside_ ? beside_->workspace().bytes_reserved() : 0);
+  }
+
   // Sees every pass from then on; nullptr: none.
   void observe(PassObserver* observer) { rollout_->observe(observer); }
 
