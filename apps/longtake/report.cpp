@@ -295,7 +295,7 @@ h1{font-size:1.7rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}p,.dim{co
 th,td{padding:.32rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th{font-weight:600;vertical-align:bottom}th small{display:block;font-weight:400;color:var(--dim)}
 th:first-child,td:first-child{text-align:left}
-.grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1.4rem}
+.grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:1.4rem}
 figure{margin:0}figcaption{font-weight:600;font-size:13px;margin-bottom:.2rem}svg{width:100%;height:auto}
 svg text{font-size:11px;fill:var(--dim)}.grid{stroke:var(--rule)}path{fill:none;stroke-width:1.8}
 .videos{display:grid;grid-template-columns:repeat(auto-fill,minmax(256px,1fr));gap:.9rem}
