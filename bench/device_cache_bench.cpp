@@ -28,7 +28,7 @@ struct Case {
   const char* name;
   int64_t layers, all_layers, heads, dim, tokens, chunk, time_pairs, frames_apart;
   int64_t budget_frames;  // of keys; 0: all are kept
-  double dense_ms;  // of the chunk or the frame, what the cost is compared with; 0: unknown
+  double dense_ms;        // of the chunk or the frame, what the cost is compared with; 0: unknown
 };
 
 class Inputs {

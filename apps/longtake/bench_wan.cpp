@@ -37,8 +37,8 @@
 namespace longtake::cli {
 namespace {
 
-constexpr int kWarmUp = 2;       // chunks: one lives, one is recorded
-constexpr int kTimedChunks = 3;  // around the history asked for
+constexpr int kWarmUp = 2;                             // chunks: one lives, one is recorded
+constexpr int kTimedChunks = 3;                        // around the history asked for
 constexpr int64_t kTextLen = 512, kPromptTokens = 64;  // the rest is padding
 
 double gib(double bytes) {

@@ -19,13 +19,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kSide = 16;                     // of a block's pixels
-constexpr int kPatch = kSide + 2;             // of what lies under them
-constexpr int kGroup = 32;                    // channels of a step
-constexpr int kChunks = kGroup * 2 / 16;      // of 16 bytes
+constexpr int kSide = 16;                 // of a block's pixels
+constexpr int kPatch = kSide + 2;         // of what lies under them
+constexpr int kGroup = 32;                // channels of a step
+constexpr int kChunks = kGroup * 2 / 16;  // of 16 bytes
 constexpr int kTaps = 9;
 constexpr int kAhead = 3, kRing = kAhead + 1;  // steps whose weights are on their way
-constexpr int64_t kLeastBlocks = 64;  // fewer leave too much of a GPU idle
+constexpr int64_t kLeastBlocks = 64;           // fewer leave too much of a GPU idle
 
 constexpr int kPatchBytes = kPatch * kPatch * kGroup * 2;
 
@@ -37,8 +37,8 @@ __device__ int offset_of(int row, int chunk) {
 struct Arguments {
   const bf16* parts[kMaxImageParts];
   int groups[kMaxImageParts];  // of channels, of each part
-  const bf16* weight;      // [out, kTaps, all channels]
-  const float* bias;       // or null
+  const bf16* weight;          // [out, kTaps, all channels]
+  const float* bias;           // or null
   int num_groups, height, width, out;
   int tiles_x;
 };
@@ -102,7 +102,8 @@ __device__ void store_pair(bf16* to, float first, float second, int room, bool i
 
 // Grid: tiles of outputs of a tile of pixels, tiles of pixels.
 template <int kWarpsN, int kPairs, typename Out>
-__global__ void __launch_bounds__(kThreads, 1) convolve_3x3(const __grid_constant__ Arguments args, Out* out) {
+__global__ void __launch_bounds__(kThreads, 1)
+    convolve_3x3(const __grid_constant__ Arguments args, Out* out) {
   using S = Shape<kWarpsN, kPairs>;
   extern __shared__ __align__(128) unsigned char shared[];
   unsigned char* const ring = shared + 2 * kPatchBytes;
@@ -187,9 +188,9 @@ void launch(Context& ctx, const Arguments& args, int tiles, View out) {
   const dim3 grid(blocks_of(args.out, S::kOut), static_cast<unsigned>(tiles));
   for_float_type(out.dtype(), [&]<typename Out>() {
     const auto kernel = convolve_3x3<kWarpsN, kPairs, Out>;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               S::kSharedBytes),
-          "conv2d");
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
+        "conv2d");
     kernel<<<grid, kThreads, S::kSharedBytes, stream_of(ctx)>>>(args, out.data<Out>());
   });
   check_launch("conv2d");
@@ -209,13 +210,11 @@ bool is_direct_conv(std::span<const View> parts, const ConvWeight::Form& form) {
     if (part.dim(2) % kGroup != 0 || reinterpret_cast<uintptr_t>(part.raw()) % 16 != 0)
       return false;
   }
-  const int64_t tiles =
-      int64_t{tiles_along(parts[0].dim(0))} * tiles_along(parts[0].dim(1));
+  const int64_t tiles = int64_t{tiles_along(parts[0].dim(0))} * tiles_along(parts[0].dim(1));
   return tiles * ((form.out + 95) / 96) >= kLeastBlocks;
 }
 
-void direct_conv(Context& ctx, std::span<const View> parts, const PackedProduct& weight,
-                 View out) {
+void direct_conv(Context& ctx, std::span<const View> parts, const PackedProduct& weight, View out) {
   Arguments args{};
   for (size_t i = 0; i < parts.size(); ++i) {
     args.parts[i] = parts[i].data<bf16>();
@@ -231,7 +230,8 @@ void direct_conv(Context& ctx, std::span<const View> parts, const PackedProduct&
   const int tiles = tiles_along(out.dim(0)) * args.tiles_x;
   // The widest whose last tile is not mostly empty.
   if (args.out <= 16) return launch<1, 1>(ctx, args, tiles, out);
-  if ((args.out + 95) / 96 * 96 <= (args.out + 63) / 64 * 64) return launch<2, 3>(ctx, args, tiles, out);
+  if ((args.out + 95) / 96 * 96 <= (args.out + 63) / 64 * 64)
+    return launch<2, 3>(ctx, args, tiles, out);
   launch<2, 2>(ctx, args, tiles, out);
 }
 

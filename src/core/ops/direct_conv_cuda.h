@@ -1,5 +1,5 @@
-// The 3 x 3 convolution of larger images on the GPU, without a matrix of what lies under the kernel.
-// CUDA builds only.
+// The 3 x 3 convolution of larger images on the GPU, without a matrix of what lies under the
+// kernel. CUDA builds only.
 #pragma once
 
 #include <span>

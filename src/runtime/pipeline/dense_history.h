@@ -6,9 +6,9 @@
 #include <memory>
 #include <vector>
 
+#include "attention/host_copy.h"
 #include "device/context.h"
 #include "kv/cache.h"
-#include "attention/host_copy.h"
 
 namespace longtake {
 

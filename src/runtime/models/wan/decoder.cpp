@@ -155,8 +155,8 @@ class Stream final : public Decoder {
   Tensor half_;   // [3]: 0.5, if frames are in [0, 1]
   int64_t tile_;  // latents; 0: whole pictures
   std::vector<Tile> tiles_;
-  Tensor z_;           // the latent in work
-  Tensor rgb_;         // [kFramesPerLatent, H, W, 3] u8, of the latent in work
+  Tensor z_;                     // the latent in work
+  Tensor rgb_;                   // [kFramesPerLatent, H, W, 3] u8, of the latent in work
   std::vector<Tensor> host_;     // the same of latents that nobody has taken yet
   std::vector<int64_t> counts_;  // and how many frames each has
   Graph graph_;
