@@ -446,6 +446,24 @@ TEST_P(Types, AddLinear) {
   }
 }
 
+// Part `index` of `count` of all [L, count N D] as heads are split: normed where the part has a
+// norm, rotated where it says so.
+std::vector<double> heads_of(const std::vector<double>& all, size_t index, size_t count,
+                             int64_t heads, int64_t head_dim, const HeadPart& part, View cos,
+                             View sin) {
+  const auto dim = static_cast<size_t>(heads * head_dim);
+  std::vector<double> out;
+  for (size_t begin = index * dim; begin < all.size(); begin += count * dim) {
+    const auto from = all.begin() + static_cast<std::ptrdiff_t>(begin);
+    out.insert(out.end(), from, from + static_cast<std::ptrdiff_t>(dim));
+  }
+  if (!part.norm.empty()) out = reference::rms_norm(out, values(part.norm), 1e-6);
+  if (part.rotates)
+    out = rotated(out, values(cos), values(sin), static_cast<size_t>(heads),
+                  static_cast<size_t>(head_dim));
+  return out;
+}
+
 TEST_P(Types, NormLinearHeads) {
   if (!has_products()) GTEST_SKIP() << "no bf16 products here";
 
@@ -490,16 +508,7 @@ TEST_P(Types, NormLinearHeads) {
                                        static_cast<size_t>(count * dim));
     for (size_t p = 0; p < wanted.size(); ++p) {
       if (!wanted[p]) continue;
-      std::vector<double> expected;
-      for (int64_t row = 0; row < rows; ++row) {
-        const auto begin = all.begin() + static_cast<std::ptrdiff_t>(
-                                             (row * count + static_cast<int64_t>(p)) * dim);
-        expected.insert(expected.end(), begin, begin + static_cast<std::ptrdiff_t>(dim));
-      }
-      if (p < 2) expected = reference::rms_norm(expected, values(parts[p].norm), 1e-6);
-      if (p == 0)
-        expected = rotated(expected, values(cos), values(sin), static_cast<size_t>(heads),
-                           static_cast<size_t>(head_dim));
+      const auto expected = heads_of(all, p, wanted.size(), heads, head_dim, parts[p], cos, sin);
       expect_close(*outs[p], expected, normed_bound(in(), out(), wide) + 4e-6);
     }
   }
@@ -572,16 +581,7 @@ TEST_P(Out, SplitHeads) {
     const auto all = values(x);
     for (size_t p = 0; p < wanted.size(); ++p) {
       if (!wanted[p]) continue;
-      std::vector<double> expected;
-      for (int64_t row = 0; row < rows; ++row) {
-        const auto begin = all.begin() + static_cast<std::ptrdiff_t>(
-                                             (row * count + static_cast<int64_t>(p)) * dim);
-        expected.insert(expected.end(), begin, begin + static_cast<std::ptrdiff_t>(dim));
-      }
-      if (p < 2) expected = reference::rms_norm(expected, values(parts[p].norm), 1e-6);
-      if (p == 0)
-        expected = rotated(expected, values(cos), values(sin), static_cast<size_t>(heads),
-                           static_cast<size_t>(head_dim));
+      const auto expected = heads_of(all, p, wanted.size(), heads, head_dim, parts[p], cos, sin);
       expect_close(*outs[p], expected, 8 * test::epsilon(kF32) + 2 * test::epsilon(dtype()));
     }
   }
