@@ -43,38 +43,41 @@ void layer_queries(Context& ctx, View mixed, View x, const LayerTail& tail, View
   LONGTAKE_DISPATCH(ctx, layer_queries, mixed, x, tail, q);
 }
 
-namespace cpu {
-namespace {
-
-void without_next(Context& ctx, View mixed, View x, const LayerTail& tail) {
-  const Workspace::Scope scope(ctx.workspace());
-  const DType compute = tail.q->compute_dtype();
-  if (tail.self_o != nullptr)
-    cpu::add_linear(ctx, mixed, *tail.self_o, tail.self_gate, DType::kF32, x, x);
-  const View read = ctx.workspace().take(compute, x.shape());
-  cpu::norm_linear_attend(ctx, x, tail.cross_norm, *tail.q, tail.q_norm, tail.eps, tail.prompt,
-                          tail.scale,
-                          read.reshape({x.dim(0), tail.prompt.num_heads(), tail.prompt.head_dim}));
-  cpu::add_linear(ctx, read, *tail.cross_o, {}, DType::kF32, x, x);
-  const View hidden = ctx.workspace().take(compute, {x.dim(0), tail.up->out_features()});
-  cpu::norm_linear(ctx, x, tail.ffn_norm, *tail.up, tail.activation, hidden);
-  cpu::add_linear(ctx, hidden, *tail.down, tail.ffn_gate, DType::kF32, x, x);
+void layer_queries_by_ops(Context& ctx, View mixed, View x, const LayerTail& tail, View q) {
+  add_linear(ctx, mixed, *tail.self_o, tail.self_gate, DType::kF32, x, x);
+  const HeadPart part{tail.q_norm, false, q};
+  norm_linear_heads(ctx, x, tail.cross_norm, *tail.q, {&part, 1}, View(), View(), tail.eps);
 }
 
-}  // namespace
+bool layer_tail_by_ops(Context& ctx, View mixed, View x, const LayerTail& tail) {
+  if (tail.q != nullptr) {
+    const Workspace::Scope scope(ctx.workspace());
+    const DType compute = tail.q->compute_dtype();
+    if (tail.self_o != nullptr)
+      add_linear(ctx, mixed, *tail.self_o, tail.self_gate, DType::kF32, x, x);
+    const View read = ctx.workspace().take(compute, x.shape());
+    norm_linear_attend(ctx, x, tail.cross_norm, *tail.q, tail.q_norm, tail.eps, tail.prompt,
+                       tail.scale,
+                       read.reshape({x.dim(0), tail.prompt.num_heads(), tail.prompt.head_dim}));
+    add_linear(ctx, read, *tail.cross_o, {}, DType::kF32, x, x);
+    const View hidden = ctx.workspace().take(compute, {x.dim(0), tail.up->out_features()});
+    norm_linear(ctx, x, tail.ffn_norm, *tail.up, tail.activation, hidden);
+    add_linear(ctx, hidden, *tail.down, tail.ffn_gate, DType::kF32, x, x);
+  }
+  if (tail.next_qkv != nullptr)
+    norm_linear_heads(ctx, x, tail.next_norm, *tail.next_qkv, tail.next, tail.cos, tail.sin,
+                      tail.eps);
+  return false;
+}
+
+namespace cpu {
 
 void layer_queries(Context& ctx, View mixed, View x, const LayerTail& tail, View q) {
-  cpu::add_linear(ctx, mixed, *tail.self_o, tail.self_gate, DType::kF32, x, x);
-  const HeadPart part{tail.q_norm, false, q};
-  cpu::norm_linear_heads(ctx, x, tail.cross_norm, *tail.q, {&part, 1}, View(), View(), tail.eps);
+  layer_queries_by_ops(ctx, mixed, x, tail, q);
 }
 
 bool layer_tail(Context& ctx, View mixed, View x, const LayerTail& tail) {
-  if (tail.q != nullptr) without_next(ctx, mixed, x, tail);
-  if (tail.next_qkv != nullptr)
-    cpu::norm_linear_heads(ctx, x, tail.next_norm, *tail.next_qkv, tail.next, tail.cos, tail.sin,
-                           tail.eps);
-  return false;
+  return layer_tail_by_ops(ctx, mixed, x, tail);
 }
 
 }  // namespace cpu

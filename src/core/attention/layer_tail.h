@@ -61,6 +61,11 @@ bool layer_tail(Context& ctx, View mixed, View x, const LayerTail& tail);
 // self_o is the rest.
 void layer_queries(Context& ctx, View mixed, View x, const LayerTail& tail, View q);
 
+// Both by the ops that they are composed of, checked already: all there is on the CPU, and what a
+// GPU does for sizes that its kernel does not know.
+bool layer_tail_by_ops(Context& ctx, View mixed, View x, const LayerTail& tail);
+void layer_queries_by_ops(Context& ctx, View mixed, View x, const LayerTail& tail, View q);
+
 namespace cpu {
 extern decltype(longtake::layer_tail) layer_tail;
 extern decltype(longtake::layer_queries) layer_queries;

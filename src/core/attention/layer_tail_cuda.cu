@@ -804,41 +804,17 @@ bool run_in_one(Context& ctx, View mixed, View x, const LayerTail& tail, View q)
   return true;
 }
 
-// By the ops that the kernel is composed of.
-void without_next(Context& ctx, View mixed, View x, const LayerTail& tail) {
-  const int64_t rows = x.dim(0);
-  const Workspace::Scope scope(ctx.workspace());
-  const DType compute = tail.q->compute_dtype();
-  if (tail.self_o != nullptr)
-    cuda::add_linear(ctx, mixed, *tail.self_o, tail.self_gate, DType::kF32, x, x);
-  const View read = ctx.workspace().take(compute, x.shape());
-  cuda::norm_linear_attend(ctx, x, tail.cross_norm, *tail.q, tail.q_norm, tail.eps, tail.prompt,
-                           tail.scale,
-                           read.reshape({rows, tail.prompt.num_heads(), tail.prompt.head_dim}));
-  cuda::add_linear(ctx, read, *tail.cross_o, {}, DType::kF32, x, x);
-  const View hidden = ctx.workspace().take(compute, {rows, tail.up->out_features()});
-  cuda::norm_linear(ctx, x, tail.ffn_norm, *tail.up, tail.activation, hidden);
-  cuda::add_linear(ctx, hidden, *tail.down, tail.ffn_gate, DType::kF32, x, x);
-}
-
 }  // namespace
 
 void layer_queries(Context& ctx, View mixed, View x, const LayerTail& tail, View q) {
   if (x.dim(0) == 0 || run_in_one(ctx, mixed, x, tail, q)) return;
-  cuda::add_linear(ctx, mixed, *tail.self_o, tail.self_gate, DType::kF32, x, x);
-  const HeadPart part{tail.q_norm, false, q};
-  cuda::norm_linear_heads(ctx, x, tail.cross_norm, *tail.q, {&part, 1}, View(), View(), tail.eps);
+  layer_queries_by_ops(ctx, mixed, x, tail, q);
 }
 
 bool layer_tail(Context& ctx, View mixed, View x, const LayerTail& tail) {
-  const int64_t rows = x.dim(0);
-  if (rows == 0) return false;
+  if (x.dim(0) == 0) return false;
   if (run_in_one(ctx, mixed, x, tail, View())) return tail.next_pages != nullptr;
-  if (tail.q != nullptr) without_next(ctx, mixed, x, tail);
-  if (tail.next_qkv != nullptr)
-    cuda::norm_linear_heads(ctx, x, tail.next_norm, *tail.next_qkv, tail.next, tail.cos, tail.sin,
-                            tail.eps);
-  return false;
+  return layer_tail_by_ops(ctx, mixed, x, tail);
 }
 
 }  // namespace longtake::cuda
